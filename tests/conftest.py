@@ -1,4 +1,4 @@
-"""What every test stands on: shapes checked at run time, reproducible examples, a summary of what did not run."""
+"""What every test stands on: checked shapes, reproducible examples, a summary of what did not run."""
 
 import os
 import sys
