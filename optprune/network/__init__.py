@@ -1,0 +1,1 @@
+"""Networks: the only part of the package that knows `torch.nn`."""

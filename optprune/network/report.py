@@ -1,0 +1,339 @@
+"""What a pruning run hands back: one record per layer, the network's bound, where the numbers come from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from torch import Tensor
+
+from optprune.errors import InvalidInputError
+from optprune.problems._base import Problem
+from optprune.solution import Certificate, Termination
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One solved problem behind a layer: the layer itself, or one group of a grouped convolution.
+
+    Attributes:
+        problem: the statement.
+        matrix: the shipped weights as the problem's variable: cast to the model's dtype, then to float64.
+        evidence: the dual point behind the certificate; with problem and matrix enough to recompute it.
+        certificate: what the checker found of `matrix`.
+    """
+
+    problem: Problem
+    matrix: Tensor
+    evidence: Mapping[str, Tensor]
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    r"""What became of one layer; every number is about the weights as they ship.
+
+    Attributes:
+        name: as in `model.named_modules()`.
+        kind: the module's type.
+        shape: of the weight parameter.
+        target: what the plan asked for, as text.
+        pattern: the admissible supports of the solved problem, as text; "" where the problem has none (Net-Trim).
+        problem: name of the problem that was solved.
+        solver: its settings, as text.
+        kept: nonzero weights; a bias is not counted.
+        density: `kept` divided by the number of weights.
+        error: $\lVert \hat Z - Z \rVert_F / \lVert Z_0 \rVert_F$ on all calibration rows, with $Z$ the dense
+            pre-activations, $Z_0$ the same without the bias, $\hat Z$ those of the pruned layer on its inputs of the mode.
+        discrepancy: $\lVert \hat Z - Z \rVert_F$, the numerator.
+        rows: calibration rows (samples times positions of a convolution).
+        certificate: summed over the parts; None where no checker exists or certification was declined.
+        termination: why the solver stopped; the least favourable over the parts.
+        steps: iterations, the largest over the parts.
+        seconds: wall time of the solver and the certificates of this layer.
+        dead_inputs: inputs that were zero in every calibration row: nothing is known of their weights.
+        parts: the solved problems, in memory only.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    target: str
+    pattern: str
+    problem: str
+    solver: str
+    kept: int
+    density: float
+    error: float
+    discrepancy: float
+    rows: int
+    certificate: Certificate | None
+    termination: Termination
+    steps: int
+    seconds: float
+    dead_inputs: int = 0
+    parts: Sequence[Part] = field(default=(), repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready record without the parts; inverse of `from_json`."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
+        record["shape"] = list(self.shape)
+        record["certificate"] = None if self.certificate is None else self.certificate.to_json()
+        record["termination"] = self.termination.value
+        return _encode(record)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read a record written by `to_json`.
+
+        Raises:
+            InvalidInputError: a field is missing or unknown.
+        """
+        try:
+            data = _decode(record)
+            certificate = data["certificate"]
+            data["certificate"] = None if certificate is None else Certificate.from_json(certificate)
+            data["termination"] = Termination(data["termination"])
+            data["shape"] = tuple(data["shape"])
+            return cls(**data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"not a layer record: {error}; write it with LayerRecord.to_json"
+            ) from error
+
+
+@dataclass(frozen=True)
+class NetworkBound:
+    r"""How far the pruned network is from the dense one on the calibration data, bounded and measured.
+
+    Attributes:
+        bound: upper bound of $\lVert \hat f(x) - f(x) \rVert_F$ over all calibration samples by the layer-wise
+            recursion; None where `reason` says why there is none.
+        measured: the same norm, measured; None where the measuring pass could not run.
+        scale: $\lVert f(x) \rVert_F$ of the dense network.
+        samples: first dimension of the outputs, summed over the batches.
+        dtype: arithmetic of the measurement.
+        terms: per pruned layer, in the order of the recursion, its `gain` (Lipschitz constant of the pruned layer), `local`
+            error and the `bound` of the discrepancy of its output.
+        reason: why there is no bound, naming the operation; "" where there is one.
+    """
+
+    bound: float | None
+    measured: float | None
+    scale: float | None
+    samples: int
+    dtype: str
+    terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def relative_bound(self) -> float | None:
+        """The bound as a fraction of the dense output's norm."""
+        return _ratio(self.bound, self.scale)
+
+    @property
+    def relative_measured(self) -> float | None:
+        """The measured error as a fraction of the dense output's norm."""
+        return _ratio(self.measured, self.scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready record; inverse of `from_json`."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        record["terms"] = {name: dict(term) for name, term in self.terms.items()}
+        return _encode(record)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read a record written by `to_json`.
+
+        Raises:
+            InvalidInputError: a field is missing or unknown.
+        """
+        try:
+            return cls(**_decode(record))
+        except TypeError as error:
+            raise InvalidInputError(
+                f"not a network bound: {error}; write it with NetworkBound.to_json"
+            ) from error
+
+    def __str__(self) -> str:
+        head = f"network on the {self.samples} calibration samples ({self.dtype}):"
+        measured = (
+            "not measured" if self.measured is None else f"error {_with_share(self.measured, self.scale)}"
+        )
+        if self.bound is None:
+            return f"{head} {measured}; no bound: {self.reason}"
+        relation = "<=" if self.measured is None or self.measured <= self.bound else "EXCEEDS"
+        return f"{head} {measured} {relation} bound {_with_share(self.bound, self.scale)}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A pruning run: a record per layer in execution order, the network's bound, and its provenance.
+
+    Attributes:
+        layers: one record per pruned layer.
+        network: bound and measurement on the whole network; None where it was declined.
+        provenance: versions, seed, settings, hashes of the calibration tensors, device, dtype, times; JSON-ready.
+    """
+
+    layers: list[LayerRecord]
+    network: NetworkBound | None
+    provenance: dict[str, Any]
+
+    @property
+    def kept(self) -> int:
+        """Nonzero weights in the pruned layers."""
+        return sum(record.kept for record in self.layers)
+
+    @property
+    def total(self) -> int:
+        """All weights of the pruned layers."""
+        return sum(math.prod(record.shape) for record in self.layers)
+
+    def layer(self, name: str) -> LayerRecord:
+        """The record of one layer.
+
+        Raises:
+            InvalidInputError: no such layer was pruned.
+        """
+        for record in self.layers:
+            if record.name == name:
+                return record
+        known = ", ".join(record.name for record in self.layers)
+        raise InvalidInputError(f"layer '{name}' asked for; the report holds {known}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready record; numbers that are not finite are the strings "inf", "-inf", "nan". No tensors."""
+        return {
+            "layers": [record.to_json() for record in self.layers],
+            "network": None if self.network is None else self.network.to_json(),
+            "provenance": _encode(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read a report written by `to_json`; the parts of the layers stay in memory and are not in it.
+
+        Raises:
+            InvalidInputError: a field is missing or unknown.
+        """
+        try:
+            network = record["network"]
+            return cls(
+                [LayerRecord.from_json(layer) for layer in record["layers"]],
+                None if network is None else NetworkBound.from_json(network),
+                _decode(record["provenance"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise InvalidInputError(f"not a report: {error!r}; write it with Report.to_json") from error
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table as text, its head first."""
+        return [COLUMNS, *(_row(record) for record in self.layers)]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(len(row[j]) for row in rows) for j in range(len(COLUMNS))]
+        lines = [
+            "  ".join(
+                _align(cell, width, j) for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines.insert(1, "-" * max(len(line) for line in lines))
+        seconds = sum(record.seconds for record in self.layers)
+        share = self.kept / self.total if self.total else math.nan
+        lines.append("")
+        lines.append(
+            f"{len(self.layers)} layers: {self.kept} of {self.total} weights kept (density {share:.4f}), {seconds:.1f} s"
+        )
+        lines += [
+            f"{record.name}: {record.dead_inputs} inputs were zero in every sample"
+            for record in self.layers
+            if record.dead_inputs
+        ]
+        if self.network is not None:
+            lines.append(str(self.network))
+        return "\n".join(lines)
+
+
+COLUMNS = (
+    "layer",
+    "kind",
+    "shape",
+    "kept",
+    "density",
+    "error",
+    "objective",
+    "lower bound",
+    "gap",
+    "time",
+    "stopped",
+)
+"""Heads of the table: text first, numbers from `kept` to `time`."""
+
+
+def _row(record: LayerRecord) -> tuple[str, ...]:
+    certificate = record.certificate
+    if certificate is None:
+        objective, lower, gap = "-", "-", "no certificate"
+    else:
+        objective, lower = f"{certificate.objective:.4g}", f"{certificate.lower_bound:.4g}"
+        gap = "vacuous" if certificate.vacuous else f"{100 * certificate.relative_gap:.3g} %"
+    return (
+        record.name,
+        record.kind,
+        " x ".join(map(str, record.shape)),
+        str(record.kept),
+        f"{record.density:.4f}",
+        f"{record.error:.4g}",
+        objective,
+        lower,
+        gap,
+        f"{record.seconds:.2f} s",
+        record.termination.value,
+    )
+
+
+def _align(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if 3 <= column < len(COLUMNS) - 1 else cell.ljust(width)
+
+
+def _ratio(value: float | None, scale: float | None) -> float | None:
+    if value is None or scale is None:
+        return None
+    if scale == 0.0:
+        return 0.0 if value == 0.0 else math.inf
+    return value / scale
+
+
+def _with_share(value: float, scale: float | None) -> str:
+    share = _ratio(value, scale)
+    return f"{value:.4g}" if share is None else f"{value:.4g} ({100 * share:.3g} % of the output)"
+
+
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _encode(value: Any) -> Any:
+    """JSON has no infinity and no NaN: write them as text, and refuse what JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    json.dumps(value)
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
