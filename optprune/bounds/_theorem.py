@@ -1,8 +1,8 @@
 """The link from a function to the theorem that it computes.
 
 A bound is worth as much as its proof. `theorem` writes the proof's identifier on the function and nothing
-else; the tests follow the link both ways: every public bound names a proof, and every proof names the code that
-it was read against.
+else; the tests follow the link both ways: every public bound names a proof, and every proof names the code
+that it was read against.
 """
 
 import re
