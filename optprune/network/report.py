@@ -41,13 +41,13 @@ class LayerRecord:
         kind: the module's type.
         shape: of the weight parameter.
         target: what the plan asked for, as text.
-        pattern: the admissible supports of the solved problem, as text; "" where the problem has none (Net-Trim).
+        pattern: the admissible supports of the solved problem, as text; "" where it has none (Net-Trim).
         problem: name of the problem that was solved.
         solver: its settings, as text.
         kept: nonzero weights; a bias is not counted.
         density: `kept` divided by the number of weights.
         error: $\lVert \hat Z - Z \rVert_F / \lVert Z_0 \rVert_F$ on all calibration rows, with $Z$ the dense
-            pre-activations, $Z_0$ the same without the bias, $\hat Z$ those of the pruned layer on its inputs of the mode.
+            pre-activations, $Z_0$ the same without the bias, $\hat Z$ those of the pruned layer on the mode's inputs.
         discrepancy: $\lVert \hat Z - Z \rVert_F$, the numerator.
         rows: calibration rows (samples times positions of a convolution).
         certificate: summed over the parts; None where no checker exists or certification was declined.
@@ -93,9 +93,9 @@ class LayerRecord:
             InvalidInputError: a field is missing or unknown.
         """
         try:
-            data = _decode(record)
+            data = dict(record) | {name: float(record[name]) for name in _FLOATS}
             certificate = data["certificate"]
-            data["certificate"] = None if certificate is None else Certificate.from_json(certificate)
+            data["certificate"] = None if certificate is None else _certificate(certificate)
             data["termination"] = Termination(data["termination"])
             data["shape"] = tuple(data["shape"])
             return cls(**data)
@@ -110,14 +110,14 @@ class NetworkBound:
     r"""How far the pruned network is from the dense one on the calibration data, bounded and measured.
 
     Attributes:
-        bound: upper bound of $\lVert \hat f(x) - f(x) \rVert_F$ over all calibration samples by the layer-wise
-            recursion; None where `reason` says why there is none.
+        bound: upper bound of $\lVert \hat f(x) - f(x) \rVert_F$ over all calibration samples by the
+            layer-wise recursion; None where `reason` says why there is none.
         measured: the same norm, measured; None where the measuring pass could not run.
         scale: $\lVert f(x) \rVert_F$ of the dense network.
         samples: first dimension of the outputs, summed over the batches.
         dtype: arithmetic of the measurement.
-        terms: per pruned layer, in the order of the recursion, its `gain` (Lipschitz constant of the pruned layer), `local`
-            error and the `bound` of the discrepancy of its output.
+        terms: per pruned layer, in the order of the recursion, its `gain` (Lipschitz constant of the pruned
+            layer), `local` error and the `bound` of the discrepancy of its output.
         reason: why there is no bound, naming the operation; "" where there is one.
     """
 
@@ -177,7 +177,7 @@ class Report:
     Attributes:
         layers: one record per pruned layer.
         network: bound and measurement on the whole network; None where it was declined.
-        provenance: versions, seed, settings, hashes of the calibration tensors, device, dtype, times; JSON-ready.
+        provenance: versions, seed, settings, hash of the calibration tensors, device, dtype, times; JSON-ready.
     """
 
     layers: list[LayerRecord]
@@ -207,7 +207,7 @@ class Report:
         raise InvalidInputError(f"layer '{name}' asked for; the report holds {known}")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready record; numbers that are not finite are the strings "inf", "-inf", "nan". No tensors."""
+        """A JSON-ready record without tensors; numbers that are not finite are "inf", "-inf", "nan"."""
         return {
             "layers": [record.to_json() for record in self.layers],
             "network": None if self.network is None else self.network.to_json(),
@@ -226,7 +226,7 @@ class Report:
             return cls(
                 [LayerRecord.from_json(layer) for layer in record["layers"]],
                 None if network is None else NetworkBound.from_json(network),
-                _decode(record["provenance"]),
+                dict(record["provenance"]),
             )
         except (KeyError, TypeError) as error:
             raise InvalidInputError(f"not a report: {error!r}; write it with Report.to_json") from error
@@ -248,9 +248,8 @@ class Report:
         seconds = sum(record.seconds for record in self.layers)
         share = self.kept / self.total if self.total else math.nan
         lines.append("")
-        lines.append(
-            f"{len(self.layers)} layers: {self.kept} of {self.total} weights kept (density {share:.4f}), {seconds:.1f} s"
-        )
+        kept = f"{self.kept} of {self.total} weights kept (density {share:.4f})"
+        lines.append(f"{len(self.layers)} layers: {kept}, {seconds:.1f} s")
         lines += [
             f"{record.name}: {record.dead_inputs} inputs were zero in every sample"
             for record in self.layers
@@ -316,9 +315,6 @@ def _with_share(value: float, scale: float | None) -> str:
     return f"{value:.4g}" if share is None else f"{value:.4g} ({100 * share:.3g} % of the output)"
 
 
-_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-
-
 def _encode(value: Any) -> Any:
     """JSON has no infinity and no NaN: write them as text, and refuse what JSON cannot hold."""
     if isinstance(value, Mapping):
@@ -331,9 +327,16 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _certificate(record: Mapping[str, Any]) -> Certificate:
+    numbers = {
+        name: float(record[name]) for name in ("objective", "lower_bound", "primal_residual", "dual_residual")
+    }
+    details = {name: float(value) for name, value in record["details"].items()}
+    return Certificate.from_json({**record, **numbers, "details": details})
+
+
+_FLOATS = ("density", "error", "discrepancy", "seconds")
