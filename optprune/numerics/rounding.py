@@ -1,0 +1,89 @@
+r"""A-posteriori bounds on the rounding error of float64 sums, products and quadratic forms.
+
+Model: $\mathrm{fl}(a \circ b) = (a \circ b)(1 + \delta)$ with $|\delta| \le u = 2^{-53}$ (Higham, Accuracy
+and Stability of Numerical Algorithms, 2nd ed., eq. 2.4), in any order of evaluation, with or without fused
+multiply-add. A product that underflows adds at most $\eta = 2^{-1074}$ each (Higham eq. 2.8); the bounds add
+it, so that they hold for every finite input whose result does not overflow. Every bound is itself inflated
+for the rounding of its own evaluation.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optprune.errors import InvalidInputError
+
+UNIT = 2.0**-53
+"""The unit roundoff $u$ of float64."""
+
+SMALLEST = 2.0**-1074
+"""The smallest positive float64, $\\eta$: what one underflow can lose."""
+
+
+def gamma(n: int) -> float:
+    r"""$\gamma_n = n u / (1 - n u)$, rounded up: $n$ roundings change a result by a factor within $1 \pm
+    \gamma_n$.
+
+    Raises:
+        InvalidInputError: $n < 0$ or $n u \ge 1/2$, where the bound means nothing.
+
+    References:
+        Higham, Lemma 3.1.
+    """
+    if not 0 <= n < 2**52:
+        raise InvalidInputError(f"gamma was given n = {n}; it accepts 0 <= n < 2**52 operations.")
+    return n * UNIT / (1 - n * UNIT) * (1 + 4 * UNIT)
+
+
+def sum_error(x: Float[Tensor, "*shape n"], dim: int = -1) -> Float[Tensor, "*shape"]:
+    r"""Bound of $|\mathrm{fl}(\sum_i x_i) - \sum_i x_i|$: $\gamma_{n-1} \sum_i |x_i|$.
+
+    Sums lose nothing to underflow (Higham, Problem 2.19), so no absolute term is needed.
+
+    References:
+        Higham eq. (4.6), for every order of summation.
+    """
+    n = x.shape[dim]
+    return gamma(max(n - 1, 0)) * _up(_wide(x).abs().sum(dim), n + 1)
+
+
+def product_error(
+    a: Float[Tensor, "*batch m k"], b: Float[Tensor, "*batch k n"]
+) -> Float[Tensor, "*batch m n"]:
+    r"""Entrywise bound of $|\mathrm{fl}(AB) - AB|$ in float64: $\gamma_k |A||B| + k\eta$.
+
+    References:
+        Higham eq. (3.13).
+    """
+    k = a.shape[-1]
+    bound = gamma(k) * _up(_wide(a).abs() @ _wide(b).abs(), k + 1)
+    return bound + 4 * (k + 1) * SMALLEST
+
+
+def quadratic_error(
+    d: Float[Tensor, "*batch m k"], gram: Float[Tensor, "*batch k k"]
+) -> Float[Tensor, "*batch m"]:
+    r"""Bound, per row $d_i$, of the error of $d_i^\top G d_i$ evaluated in float64 as `((d @ gram) *
+    d).sum(-1)`.
+
+    $$\gamma_{2k}\,|d_i|^\top |G| |d_i| + \eta\,(k + 1)(\|d_i\|_1 + k)$$
+    since an entry of $DG$ takes $k$ roundings, its product with $d$ one, the sum $k - 1$; the second term
+    collects what the $k$ products of each entry, and the $k$ outer ones, lose to underflow.
+
+    References:
+        Higham eq. (3.4), (3.13) and Lemma 3.3.
+    """
+    k = d.shape[-1]
+    size = _wide(d).abs()
+    inner = size @ _wide(gram).abs() + (k + 1) * SMALLEST
+    bound = gamma(2 * k) * _up((inner * size).sum(-1), 2 * k + 2)
+    return bound + 4 * (k + 1) * SMALLEST * (_up(size.sum(-1), k) + k)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.float64)
+
+
+def _up(x: Tensor, roundings: int) -> Tensor:
+    """An upper bound of what `roundings` operations on nonnegative numbers were meant to give."""
+    return x * (1 + 2 * gamma(roundings + 2))

@@ -1,0 +1,98 @@
+"""The exact top-k mask: exactly k True per group, the lowest index first among equal scores."""
+
+import torch
+from jaxtyping import Bool, Int, Num
+from torch import Tensor
+
+from optprune.errors import InvalidInputError, NonFiniteError
+
+
+def top_k(scores: Num[Tensor, "..."], k: int | Int[Tensor, "..."], dim: int = -1) -> Bool[Tensor, "..."]:
+    r"""Mark the $k$ largest scores along `dim`; among equal scores the lowest index wins.
+
+    The mask equals the first $k$ places of a stable descending sort. It is found without that sort: the
+    $k$-th largest value $\tau$ splits the scores, everything above $\tau$ is kept, and the places left over
+    go to the entries equal to $\tau$ in the order of their index. With one $k$ for all groups the work is
+    linear in the number of scores.
+
+    Args:
+        scores: Any real dtype; infinities are ordered as usual, NaN is refused.
+        k: How many to keep in each group: one number, or an integer tensor that broadcasts to the shape of
+            `scores` without `dim` (a budget per group). 0 and the group's size are allowed.
+        dim: The dimension that holds a group.
+
+    Raises:
+        InvalidInputError: `k` lies outside [0, size of a group], is no integer, or does not broadcast.
+        NonFiniteError: a score is NaN.
+    """
+    _require_comparable(scores)
+    rows = scores.movedim(dim, -1)
+    size = rows.shape[-1]
+    budget = _budget_per_group(k, size, rows.shape[:-1], scores.device)
+    if rows.numel() == 0:
+        return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    flat, wanted = rows.reshape(-1, size), budget.reshape(-1)
+    threshold = _kth_largest(flat, wanted)
+    mask = flat > threshold
+    tied = flat == threshold
+    missing = wanted - mask.sum(-1)
+    contested = tied.sum(-1) > missing
+    mask |= tied & ~contested.unsqueeze(-1)
+    index = contested.nonzero().squeeze(-1)
+    if len(index):
+        # Only groups where equal scores compete for the last places pay for a running count.
+        tied = tied[index]
+        tied &= tied.cumsum(-1, dtype=torch.int32) <= missing[index].unsqueeze(-1)
+        mask[index] |= tied
+    return mask.reshape(rows.shape).movedim(-1, dim)
+
+
+def _require_comparable(scores: Tensor) -> None:
+    if scores.dim() == 0 or scores.dtype == torch.bool or scores.is_complex():
+        raise InvalidInputError(
+            f"top_k was given scores of shape {tuple(scores.shape)} and dtype {scores.dtype}; it accepts "
+            "real numbers with at least one dimension. Reshape or convert the scores."
+        )
+    if scores.is_floating_point():
+        nans = int(scores.isnan().sum())
+        if nans:
+            raise NonFiniteError(
+                f"top_k was given {nans} NaN among {scores.numel()} scores, which have no order. "
+                "Find the criterion or the data that produced them."
+            )
+
+
+def _budget_per_group(
+    k: int | Tensor, size: int, groups: torch.Size, device: torch.device
+) -> Int[Tensor, "..."]:
+    if isinstance(k, Tensor) and (k.is_floating_point() or k.is_complex() or k.dtype == torch.bool):
+        raise InvalidInputError(
+            f"top_k was given k of dtype {k.dtype}; it accepts integers. Round the budgets first."
+        )
+    if not isinstance(k, (int, Tensor)) or isinstance(k, bool):
+        raise InvalidInputError(
+            f"top_k was given k = {k!r}; it accepts an int or an integer tensor. Round the budget first."
+        )
+    budget = torch.as_tensor(k, dtype=torch.int64, device=device)
+    try:
+        budget = budget.expand(groups)
+    except RuntimeError:
+        raise InvalidInputError(
+            f"top_k was given k of shape {tuple(budget.shape)} for groups of shape {tuple(groups)}; "
+            "it accepts one number or a shape that broadcasts to the groups."
+        ) from None
+    if budget.numel() and not bool(((budget >= 0) & (budget <= size)).all()):
+        raise InvalidInputError(
+            f"top_k was given k between {int(budget.min())} and {int(budget.max())} for groups of {size}; "
+            f"it accepts 0 to {size}. Reduce the budget or enlarge the groups."
+        )
+    return budget
+
+
+def _kth_largest(flat: Num[Tensor, "groups size"], wanted: Int[Tensor, "groups"]) -> Num[Tensor, "groups 1"]:
+    """Each group's `wanted`-th largest score; its largest, which nothing exceeds, where nothing is wanted."""
+    rank = wanted.clamp(min=1)
+    low, high = int(rank.min()), int(rank.max())
+    if low == high:
+        return flat.topk(high, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    return flat.topk(high, dim=-1, sorted=True).values.gather(-1, rank.unsqueeze(-1) - 1)
