@@ -1,9 +1,9 @@
 r"""Sparse tensors on disk: one bit per weight for the mask, then the kept weights in row-major order.
 
-A tensor of $n$ weights of $b$ bytes each, $k$ of them kept, takes $\lceil n/8 \rceil + k b$ bytes instead of
-$n b$. Bit $j$ of byte $i$ (least significant first) belongs to weight $8i + j$. The form is lossless for any dtype and
-needs no index per weight: it is smaller than the dense form below a density of $1 - 1/(8b)$, and smaller than a list of
-32-bit coordinates above a density of 1/32.
+A tensor of $n$ weights of $b$ bytes each, $k$ of them kept, takes $\lceil n/8 \rceil + k b$ bytes instead
+of $n b$. Bit $j$ of byte $i$ (least significant first) belongs to weight $8i + j$. The form is lossless for
+any dtype and needs no index per weight: it is smaller than the dense form below a density of $1 - 1/(8b)$,
+and smaller than a list of 32-bit coordinates above a density of 1/32.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Packed:
         kept = int(mask.sum())
         if kept != self.values.numel():
             raise FileFormatError(
-                f"a packed tensor of shape {self.shape} has a mask of {kept} weights and {self.values.numel()} "
-                "values; they must be as many. The file was altered: export the run again."
+                f"a packed tensor of shape {self.shape} has a mask of {kept} weights and "
+                f"{self.values.numel()} values; they must be as many. The file was altered: export again."
             )
         dense = torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device)
         dense[mask] = self.values
@@ -60,7 +60,7 @@ class Packed:
 
 
 def pack(tensor: Shaped[Tensor, "*shape"]) -> Packed:
-    """Pack a tensor; what is nonzero is kept (a negative zero is a zero, and comes back as a positive one)."""
+    """Pack a tensor: what is nonzero is kept (a negative zero is not, and comes back as a positive one)."""
     mask = tensor != 0
     return Packed(pack_bits(mask), tensor[mask], tuple(tensor.shape))
 
