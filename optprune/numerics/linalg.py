@@ -7,16 +7,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from optprune.errors import InvalidInputError, NonFiniteError, NotPositiveDefiniteError
+from optprune.errors import InvalidInputError, NotPositiveDefiniteError
+from optprune.numerics.checks import require_finite
 from optprune.numerics.rounding import UNIT, gamma
 
 LADDER = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 """Dampings that `factorize` tries, in this order, on the elements that the asked damping leaves singular."""
 
+ADVICE = "Check the data that it was made from."
 
-def damped(
-    gram: Float[Tensor, "*batch d d"], damping: float | Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch d d"]:
+
+def damped(gram: Float[Tensor, "*batch d d"], damping: float | Float[Tensor, "*batch"]) -> Float[Tensor, "*batch d d"]:
     r"""$G + \delta\,\bar g\,I$ with $\bar g$ the mean of the diagonal of $G$.
 
     Relative to the mean diagonal, the same $\delta$ means the same at every scale of the inputs.
@@ -68,7 +69,7 @@ def cholesky(matrix: Float[Tensor, "*batch d d"], *, what: str = "matrix") -> Fl
         NonFiniteError: $A$ holds NaN or infinity.
         NotPositiveDefiniteError: names the batch element and the order of the first failing leading minor.
     """
-    _require_finite(matrix, what)
+    require_finite(what, matrix, ADVICE)
     factor, minor = _attempt(matrix)
     if bool((minor > 0).any()):
         raise NotPositiveDefiniteError(_singular_message(matrix, minor, what))
@@ -102,7 +103,7 @@ def factorize(
         raise InvalidInputError(
             f"damping {damping} with the ladder {tuple(ladder)} was given; dampings are finite numbers >= 0."
         )
-    _require_finite(gram, what)
+    require_finite(what, gram, ADVICE)
     size, batch = gram.shape[-1], gram.shape[:-2]
     flat = gram.reshape(batch.numel(), size, size)
     factor, minor = _attempt(damped(flat, damping) if damping else flat)
@@ -189,7 +190,7 @@ def spectral_norm(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"
     Raises:
         NonFiniteError: $A$ holds NaN or infinity.
     """
-    _require_finite(matrix, "matrix")
+    require_finite("matrix", matrix, ADVICE)
     if matrix.numel() == 0:
         return torch.zeros(matrix.shape[:-2], dtype=torch.float64, device=matrix.device)
     wide = matrix.to(torch.float64)
@@ -251,12 +252,3 @@ def _singular_message(matrix: Tensor, minor: Tensor, what: str, damping: float =
         f"{float(diagonal.max()):.3g}]. Dead or duplicated inputs and fewer samples than inputs cause this: "
         "give more samples, a larger damping, or drop those inputs."
     )
-
-
-def _require_finite(matrix: Tensor, what: str) -> None:
-    bad = ~matrix.isfinite()
-    if bool(bad.any()):
-        raise NonFiniteError(
-            f"The {what} holds {int(bad.sum())} NaN or infinite entries of {matrix.numel()}, the first at "
-            f"{tuple(bad.nonzero()[0].tolist())}. Check the data that it was made from."
-        )

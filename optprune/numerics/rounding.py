@@ -47,9 +47,7 @@ def sum_error(x: Float[Tensor, "*shape n"], dim: int = -1) -> Float[Tensor, "*sh
     return gamma(max(n - 1, 0)) * _up(_wide(x).abs().sum(dim), n + 1)
 
 
-def product_error(
-    a: Float[Tensor, "*batch m k"], b: Float[Tensor, "*batch k n"]
-) -> Float[Tensor, "*batch m n"]:
+def product_error(a: Float[Tensor, "*batch m k"], b: Float[Tensor, "*batch k n"]) -> Float[Tensor, "*batch m n"]:
     r"""Entrywise bound of $|\mathrm{fl}(AB) - AB|$ in float64: $\gamma_k |A||B| + k\eta$.
 
     References:
@@ -60,9 +58,7 @@ def product_error(
     return bound + 4 * (k + 1) * SMALLEST
 
 
-def quadratic_error(
-    d: Float[Tensor, "*batch m k"], gram: Float[Tensor, "*batch k k"]
-) -> Float[Tensor, "*batch m"]:
+def quadratic_error(d: Float[Tensor, "*batch m k"], gram: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch m"]:
     r"""Bound, per row $d_i$, of the error of $d_i^\top G d_i$ evaluated in float64 as `((d @ gram) *
     d).sum(-1)`.
 

@@ -62,13 +62,9 @@ def _require_comparable(scores: Tensor) -> None:
             )
 
 
-def _budget_per_group(
-    k: int | Tensor, size: int, groups: torch.Size, device: torch.device
-) -> Int[Tensor, "..."]:
+def _budget_per_group(k: int | Tensor, size: int, groups: torch.Size, device: torch.device) -> Int[Tensor, "..."]:
     if isinstance(k, Tensor) and (k.is_floating_point() or k.is_complex() or k.dtype == torch.bool):
-        raise InvalidInputError(
-            f"top_k was given k of dtype {k.dtype}; it accepts integers. Round the budgets first."
-        )
+        raise InvalidInputError(f"top_k was given k of dtype {k.dtype}; it accepts integers. Round the budgets first.")
     if not isinstance(k, (int, Tensor)) or isinstance(k, bool):
         raise InvalidInputError(
             f"top_k was given k = {k!r}; it accepts an int or an integer tensor. Round the budget first."

@@ -1,0 +1,44 @@
+"""What a tensor must be before numbers are made of it; errors that say what was given and what to do."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from optprune.errors import InvalidInputError, NonFiniteError
+
+
+def require_finite(name: str, tensor: Shaped[Tensor, "..."], advice: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        NonFiniteError: says how many entries are bad and where the first one is.
+    """
+    bad = ~tensor.isfinite()
+    count = int(bad.sum())
+    if count:
+        first = tuple(bad.nonzero()[0].tolist())
+        raise NonFiniteError(
+            f"The {name} of shape {tuple(tensor.shape)} holds {count} NaN or infinite entries, the first at "
+            f"{first}. {advice}"
+        )
+
+
+def as_rows(name: str, tensor: Shaped[Tensor, "..."], device: torch.device) -> Float[Tensor, "*batch rows columns"]:
+    """A matrix of data that may enter: real, floating, finite, with columns, on the device of the rest.
+
+    It comes back detached; float16 and bfloat16 are widened to float32.
+
+    Raises:
+        InvalidInputError: dtype, shape or device do not fit.
+        NonFiniteError: an entry is NaN or infinite.
+    """
+    if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.shape[-1] == 0:
+        raise InvalidInputError(
+            f"The {name} matrix has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; floating dtypes "
+            "are accepted, with two dimensions or more and at least one column. Reshape or convert it."
+        )
+    if tensor.device != device:
+        raise InvalidInputError(f"The {name} matrix is on {tensor.device} and the rest on {device}; move it there.")
+    require_finite(f"{name} matrix", tensor, "Find where they arise, or leave those rows out.")
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
