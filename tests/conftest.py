@@ -86,3 +86,9 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         terminalreporter.write_line(f"skipped: {count} x {reason.removeprefix('Skipped: ')}")
     if DATA in os.environ:
         terminalreporter.write_line(f"data: included, from {DATA}={os.environ[DATA]}")
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator of its own for each test; the global one belongs to the caller."""
+    return torch.Generator().manual_seed(0)
