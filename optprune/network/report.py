@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -47,7 +47,8 @@ class LayerRecord:
         kept: nonzero weights; a bias is not counted.
         density: `kept` divided by the number of weights.
         error: $\lVert \hat Z - Z \rVert_F / \lVert Z_0 \rVert_F$ on all calibration rows, with $Z$ the dense
-            pre-activations, $Z_0$ the same without the bias, $\hat Z$ those of the pruned layer on the mode's inputs.
+            pre-activations, $Z_0$ the same without bias, $\hat Z$ those of the pruned layer on the inputs of
+            the mode.
         discrepancy: $\lVert \hat Z - Z \rVert_F$, the numerator.
         rows: calibration rows (samples times positions of a convolution).
         certificate: summed over the parts; None where no checker exists or certification was declined.
@@ -86,18 +87,20 @@ class LayerRecord:
         return _encode(record)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
+    def from_json(cls, record: Mapping[str, Any]) -> LayerRecord:
         """Read a record written by `to_json`.
 
         Raises:
             InvalidInputError: a field is missing or unknown.
         """
         try:
-            data = dict(record) | {name: float(record[name]) for name in _FLOATS}
-            certificate = data["certificate"]
-            data["certificate"] = None if certificate is None else _certificate(certificate)
-            data["termination"] = Termination(data["termination"])
-            data["shape"] = tuple(data["shape"])
+            data: dict[str, Any] = dict(record)
+            data.update({name: float(record[name]) for name in _FLOATS})
+            data["certificate"] = (
+                None if record["certificate"] is None else _certificate(record["certificate"])
+            )
+            data["termination"] = Termination(record["termination"])
+            data["shape"] = tuple(record["shape"])
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(
@@ -146,15 +149,21 @@ class NetworkBound:
         return _encode(record)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
+    def from_json(cls, record: Mapping[str, Any]) -> NetworkBound:
         """Read a record written by `to_json`.
 
         Raises:
             InvalidInputError: a field is missing or unknown.
         """
         try:
-            return cls(**_decode(record))
-        except TypeError as error:
+            data: dict[str, Any] = dict(record)
+            data.update({name: _number(record[name]) for name in ("bound", "measured", "scale")})
+            data["terms"] = {
+                name: {key: float(value) for key, value in term.items()}
+                for name, term in record["terms"].items()
+            }
+            return cls(**data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"not a network bound: {error}; write it with NetworkBound.to_json"
             ) from error
@@ -177,7 +186,7 @@ class Report:
     Attributes:
         layers: one record per pruned layer.
         network: bound and measurement on the whole network; None where it was declined.
-        provenance: versions, seed, settings, hash of the calibration tensors, device, dtype, times; JSON-ready.
+        provenance: versions, seed, settings, hash of the calibration tensors, device, dtype; JSON-ready.
     """
 
     layers: list[LayerRecord]
@@ -215,7 +224,7 @@ class Report:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
+    def from_json(cls, record: Mapping[str, Any]) -> Report:
         """Read a report written by `to_json`; the parts of the layers stay in memory and are not in it.
 
         Raises:
