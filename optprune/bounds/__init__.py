@@ -1,0 +1,1 @@
+"""Theorems as functions of numbers; each names its proof."""

@@ -1,0 +1,73 @@
+"""Lower bound for least squares over a family of supports, by splitting off a diagonal minorant of the Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optprune.bounds._theorem import theorem
+from optprune.numerics.rounding import gamma
+
+
+@theorem("T03")
+def minorant_bound(
+    gram: Float[Tensor, "in in"],
+    cross: Float[Tensor, "in out"],
+    energy: Float[Tensor, " out"],
+    reference: Float[Tensor, "out in"],
+    minorant: Float[Tensor, " in"],
+    point: Float[Tensor, "out in"],
+    support: Callable[[Tensor], Tensor],
+) -> float:
+    r"""A number that no weight with an admissible support can undercut.
+
+    With $\Delta = U - R$, $P = V - R$, $A = H - \operatorname{diag}\delta \succeq 0$ and $g = C^\top - P A$,
+
+    $$2 J(U) \ge \sum_r E_r - \langle P, P A\rangle + \sum_{rj} t_{rj}
+       - \max_{S \in \mathcal F} \sum_{(r,j) \in S} \frac{(g_{rj} + \delta_j R_{rj})^2}{\delta_j},
+       \qquad t = \delta R^2 + 2 g R,$$
+
+    for every $U$ with support in $\mathcal F$: linearise $\langle \Delta, \Delta A\rangle$ at $P$, the rest separates over the
+    weights (a kept one is free, a pruned one has $\Delta = -R$). The maximum is one call of `support`. Written around $R$ no
+    large numbers cancel. The rounding error of every step is bounded and subtracted.
+
+    Args:
+        gram: $H$.
+        cross: $C$.
+        energy: $E$ per row.
+        reference: $R$.
+        minorant: $\delta$, with $H - \operatorname{diag}\delta \succeq 0$ (see `proves_minorant`); 0 exactly on dead inputs.
+        point: $V$, any matrix.
+        support: maps nonnegative gains `(out, in)` to the admissible support of the largest total.
+
+    Returns:
+        The bound on $J$ (half of the display), possibly negative.
+
+    Guarantees:
+        T03, rounding included.
+    """
+    d, terms = gram.shape[0], point.numel() + len(energy)
+    step = point - reference
+    pa = step @ gram - step * minorant
+    # |computed - exact| of g, entry by entry; 1.01 covers the rounding of the estimate itself.
+    slack = 1.01 * gamma(d + 4) * (step.abs() @ gram.abs() + step.abs() * minorant + cross.mT.abs())
+    g = cross.mT - pa
+    live = minorant > 0
+    inverse = torch.where(live, 1 / torch.where(live, minorant, 1.0), 0.0)
+    shifted = g + minorant * reference
+    wobble = slack + 1.01 * gamma(4) * (g.abs() + minorant * reference.abs())
+    doubt = 1.01 * inverse * wobble * (2 * shifted.abs() + wobble) + gamma(6) * inverse * shifted.square()
+    kept = support(torch.where(live, inverse * shifted.square() + doubt, 0.0))
+    pruned_part = torch.where(kept, 0.0, minorant * reference.square() + 2 * g * reference)
+    kept_part = torch.where(kept, inverse * g.square(), 0.0)
+    quadratic = step * pa
+    value = energy.sum() - quadratic.sum() + pruned_part.sum() - kept_part.sum()
+    # What each sum may be off by: propagated slack, then the roundings of the terms and of the additions.
+    off = (step.abs() * slack).sum() + torch.where(kept, 0.0, 2 * slack * reference.abs()).sum()
+    off = off + torch.where(kept, doubt + inverse * slack * (2 * g.abs() + slack), 0.0).sum()
+    size = energy.abs().sum() + quadratic.abs().sum() + kept_part.sum()
+    size = size + torch.where(kept, 0.0, minorant * reference.square() + 2 * (g * reference).abs()).sum()
+    return 0.5 * float(value - 1.01 * off - 1.01 * gamma(terms + 8) * size)

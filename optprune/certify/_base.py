@@ -1,0 +1,92 @@
+"""Checkers: one per problem. A checker sees a problem and a matrix, never a solver."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from optprune.errors import NonFiniteError, UnsupportedError
+from optprune.problems._base import Problem
+from optprune.solution import Certificate
+
+P = TypeVar("P", bound=Problem)
+
+
+class Checker(ABC, Generic[P]):
+    """Finds and checks certificates for one type of problem.
+
+    `evidence` may compute as long as it likes and may be wrong; `check` alone decides. A certificate is therefore valid
+    whatever produced the matrix and whatever produced the evidence.
+    """
+
+    problem: ClassVar[type[Problem]]
+    theorem: ClassVar[str]
+
+    @abstractmethod
+    def evidence(self, problem: P, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A dual point for `check`: starts from the solver's hint if there is one, trusts nothing."""
+
+    @abstractmethod
+    def check(self, problem: P, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
+        """The certificate of a matrix, recomputed in float64 from the problem, the matrix and the evidence alone."""
+
+
+_CHECKERS: dict[type[Problem], Checker] = {}
+
+
+def register(checker: Checker) -> None:
+    """Make a checker the one for its problem type."""
+    _CHECKERS[checker.problem] = checker
+
+
+def checker_for(problem: Problem) -> Checker:
+    """The checker of this problem's type.
+
+    Raises:
+        UnsupportedError: none is registered.
+    """
+    try:
+        return _CHECKERS[type(problem)]
+    except KeyError:
+        raise UnsupportedError(
+            f"no checker for {type(problem).__name__}; there is one for {', '.join(c.__name__ for c in _CHECKERS)}. "
+            "Write a Checker and register it in optprune.certify"
+        ) from None
+
+
+def certify(
+    problem: Problem, matrix: Tensor, hint: Mapping[str, Tensor] | None = None
+) -> tuple[Certificate, dict[str, Tensor]]:
+    """Find a dual point and check it: the certificate of a matrix, and the evidence behind it.
+
+    Args:
+        problem: a single problem (no batch dimensions).
+        matrix: the weights as they are used; cast to float64 here.
+        hint: tensors a solver may offer as a starting point.
+
+    Raises:
+        NonFiniteError: the matrix holds NaN or infinity.
+    """
+    checker = checker_for(problem)
+    matrix = _finite64(matrix)
+    evidence = checker.evidence(problem, matrix, hint or {})
+    return checker.check(problem, matrix, evidence), evidence
+
+
+def recheck(problem: Problem, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
+    """Check given evidence; nothing is optimised.
+
+    Raises:
+        NonFiniteError: the matrix holds NaN or infinity.
+    """
+    return checker_for(problem).check(problem, _finite64(matrix), evidence)
+
+
+def _finite64(matrix: Tensor) -> Tensor:
+    matrix = matrix.detach().double()
+    if not matrix.isfinite().all():
+        raise NonFiniteError("the weights to certify hold NaN or infinity; nothing can be stated about them")
+    return matrix

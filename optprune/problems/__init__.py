@@ -1,0 +1,7 @@
+"""Problems: frozen mathematical statements; each docstring is the formula."""
+
+from optprune.problems._base import Problem
+from optprune.problems.batch import stack, stack_key, unstack
+from optprune.problems.least_squares import L0LeastSquares
+
+__all__ = ["L0LeastSquares", "Problem", "stack", "stack_key", "unstack"]

@@ -1,0 +1,19 @@
+"""Solvers: one file each, none knows another."""
+
+from optprune.solvers._base import IterativeSolver, Progress, Solver, solve, solve_all
+from optprune.solvers.admm import ADMM
+from optprune.solvers.exhaustive import Exhaustive
+from optprune.solvers.magnitude import Magnitude
+from optprune.solvers.wanda import Wanda
+
+__all__ = [
+    "ADMM",
+    "Exhaustive",
+    "IterativeSolver",
+    "Magnitude",
+    "Progress",
+    "Solver",
+    "Wanda",
+    "solve",
+    "solve_all",
+]

@@ -1,0 +1,156 @@
+"""The minorant-split bound: below the optimum for any evidence, and refused when the evidence is wrong."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optprune as op
+from optprune.bounds.minorant import minorant_bound
+from optprune.certify import LeastSquaresChecker, certify, recheck
+from optprune.certify._perspective import scaled_minorant
+from optprune.certify.least_squares import proves_minorant
+from optprune.problems import L0LeastSquares
+
+PATTERNS = [
+    op.PerRow(3),
+    op.PerLayer(7),
+    op.NOfM(2, 4),
+    op.NOfM(1, 2),
+    op.Blocks(1, 2, 4),
+    op.Rows(1),
+    op.Columns(4),
+    op.Fixed(torch.arange(16).reshape(2, 8) % 2 == 0),
+]
+
+
+def layer(seed, rows=2, inputs=8, samples=40, scales=1.0):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, inputs, generator=rng, dtype=torch.float64)
+    mix = torch.randn(inputs, inputs, generator=rng, dtype=torch.float64) * 0.5 + torch.eye(inputs, dtype=torch.float64)
+    return torch.randn(rows, inputs, generator=rng, dtype=torch.float64), x @ mix * scales
+
+
+def optimum(problem):
+    return float(problem.objective(op.Exhaustive().run(problem).matrix))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@pytest.mark.parametrize("seed", range(3))
+def test_bound_is_below_the_optimum_and_close(pattern, seed):
+    problem = L0LeastSquares.from_layer(*layer(seed), pattern)
+    best = optimum(problem)
+    certificate, evidence = certify(problem, op.ADMM().run(problem).matrix)
+    assert certificate.lower_bound <= best
+    assert certificate.lower_bound >= 0.25 * best  # diagonal minorants reach this on well-conditioned inputs
+    assert recheck(problem, problem.pattern.project(problem.dense), evidence).lower_bound == certificate.lower_bound
+
+
+@given(st.integers(0, 10**6), st.sampled_from(PATTERNS), st.floats(0.01, 1.0))
+def test_any_point_and_any_smaller_minorant_bound_the_optimum(seed, pattern, shrink):
+    problem = L0LeastSquares.from_layer(*layer(seed), pattern)
+    rng = torch.Generator().manual_seed(seed)
+    evidence = {
+        "minorant": scaled_minorant(problem.gram) * shrink,
+        "point": problem.dense + torch.randn(2, 8, generator=rng, dtype=torch.float64),
+    }
+    assert recheck(problem, problem.dense, evidence).lower_bound <= optimum(problem)
+
+
+def test_a_minorant_that_is_too_large_proves_nothing():
+    problem = L0LeastSquares.from_layer(*layer(0), op.PerRow(3))
+    minorant = scaled_minorant(problem.gram)
+    assert proves_minorant(problem.gram, minorant)
+    assert not proves_minorant(problem.gram, minorant * 1.001)
+    honest = recheck(problem, problem.dense, {"minorant": minorant, "point": problem.dense * 0.5})
+    forged = recheck(problem, problem.dense, {"minorant": minorant * 1.001, "point": problem.dense * 0.5})
+    assert forged.lower_bound == 0.0 <= honest.lower_bound
+
+
+def test_the_bound_without_its_minorant_proof_would_be_wrong():
+    """The proof of the minorant matters: with a minorant too large, the formula passes the optimum."""
+    problem = L0LeastSquares.from_layer(*layer(1), op.PerRow(3))
+    s = problem.statistics
+    point = op.Exhaustive().run(problem).matrix
+    claimed = minorant_bound(
+        problem.gram, s.cross, s.energy, s.reference, scaled_minorant(problem.gram) * 50, point, problem.pattern.support
+    )
+    assert claimed > optimum(problem)
+
+
+def test_whole_support_gives_zero_and_empty_support_gives_the_energy():
+    weight, inputs = layer(2)
+    full = L0LeastSquares.from_layer(weight, inputs, op.PerRow(8))
+    assert certify(full, weight)[0].objective == 0.0 == certify(full, weight)[0].relative_gap
+    empty = L0LeastSquares.from_layer(weight, inputs, op.PerRow(0))
+    certificate, _ = certify(empty, torch.zeros_like(weight))
+    assert certificate.relative_gap <= 1e-4
+    assert certificate.lower_bound <= certificate.objective
+
+
+def test_cascade_targets_are_bounded_too():
+    weight, inputs = layer(3)
+    noisy = inputs + 0.1 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    problem = L0LeastSquares(op.Statistics.from_samples(noisy, inputs @ weight.T, weight), op.PerRow(3), 0.01)
+    certificate, _ = certify(problem, op.ADMM().run(problem).matrix)
+    assert 0.25 * optimum(problem) <= certificate.lower_bound <= optimum(problem)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_badly_scaled_inputs_do_not_weaken_the_bound(scale):
+    weight, inputs = layer(4)
+    scales = torch.ones(8, dtype=torch.float64)
+    scales[::2] = scale
+    plain = L0LeastSquares.from_layer(weight, inputs, op.PerRow(3))
+    scaled = L0LeastSquares.from_layer(weight / scales, inputs * scales, op.PerRow(3))
+    assert certify(scaled, scaled.dense * 0)[0].lower_bound == pytest.approx(
+        certify(plain, plain.dense * 0)[0].lower_bound, rel=1e-2
+    )
+
+
+def test_dead_inputs_are_left_out():
+    weight, inputs = layer(5)
+    alive = certify(L0LeastSquares.from_layer(weight, inputs, op.PerRow(3)), weight * 0)[0]
+    dead_inputs = torch.cat([inputs, torch.zeros(len(inputs), 2, dtype=torch.float64)], 1)
+    dead_weight = torch.cat([weight, torch.ones(2, 2, dtype=torch.float64)], 1)
+    dead = certify(L0LeastSquares.from_layer(dead_weight, dead_inputs, op.PerRow(3)), dead_weight * 0)[0]
+    assert dead.lower_bound == pytest.approx(alive.lower_bound, rel=1e-3)
+
+
+def test_a_singular_gram_gives_a_vacuous_bound_in_plain_sight():
+    weight, inputs = layer(6, samples=4)
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(3))
+    certificate, _ = certify(problem, problem.pattern.project(weight))
+    assert certificate.lower_bound == 0.0
+    assert certificate.vacuous
+    assert "vacuous" in str(certificate)
+    damped = L0LeastSquares.from_layer(weight, inputs, op.PerRow(3), damping=0.1)
+    assert not certify(damped, damped.pattern.project(weight))[0].vacuous
+
+
+def test_rounding_is_subtracted():
+    """In exact rational arithmetic the bound of the same evidence is at least the reported one."""
+    from fractions import Fraction
+
+    weight, inputs = layer(7, rows=1, inputs=4)
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(2))
+    _, evidence = certify(problem, problem.pattern.project(weight))
+
+    def exact(t):
+        return [[Fraction(float(v)) for v in row] for row in t.reshape(-1, t.shape[-1])]
+
+    gram, cross = exact(problem.gram), [r[0] for r in exact(problem.statistics.cross)]
+    (r,), (v,), (delta,) = exact(weight), exact(evidence["point"]), exact(evidence["minorant"])
+    p = [a - b for a, b in zip(v, r, strict=True)]
+    pa = [sum(p[i] * gram[i][j] for i in range(4)) - p[j] * delta[j] for j in range(4)]
+    g = [cross[j] - pa[j] for j in range(4)]
+    gains = sorted(((g[j] + delta[j] * r[j]) ** 2 / delta[j] for j in range(4)), reverse=True)
+    value = Fraction(float(problem.statistics.energy[0])) - sum(p[j] * pa[j] for j in range(4))
+    value += sum(delta[j] * r[j] ** 2 + 2 * g[j] * r[j] for j in range(4)) - sum(gains[:2])
+    reported = recheck(problem, weight, evidence).lower_bound
+    assert Fraction(reported) <= value / 2
+    assert float(value / 2) - reported <= 1e-10 * reported
+
+
+def test_checker_declares_its_theorem():
+    assert LeastSquaresChecker.theorem == "T03"
