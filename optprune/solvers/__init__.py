@@ -1,6 +1,6 @@
 """Solvers: one file each, none knows another."""
 
-from optprune.solvers._base import IterativeSolver, Progress, Solver, solve, solve_all
+from optprune.solvers._base import IterativeSolver, Progress, Promise, Solver, solve, solve_all
 from optprune.solvers.admm import ADMM
 from optprune.solvers.exhaustive import Exhaustive
 from optprune.solvers.magnitude import Magnitude
@@ -12,6 +12,7 @@ __all__ = [
     "IterativeSolver",
     "Magnitude",
     "Progress",
+    "Promise",
     "Solver",
     "Wanda",
     "solve",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -33,12 +34,24 @@ _TERMINATIONS = {
 }
 
 
+class Promise(enum.Enum):
+    """What a solver says of every answer that it ends well; `check_solver` holds it to that."""
+
+    REFITTED = "the gradient vanishes on the support"
+    OPTIMAL = "no admissible matrix has a smaller objective"
+
+
 class Solver(ABC, Generic[P]):
     """A frozen settings record that can run on the problems it accepts."""
 
     accepts: ClassVar[tuple[type[Problem], ...]]
     summary: ClassVar[str]
     source: ClassVar[str]
+
+    @property
+    def promises(self) -> frozenset[Promise]:
+        """What holds of the answers beyond an admissible support, with these settings."""
+        return frozenset()
 
     @abstractmethod
     def run(self, problem: P, progress: Progress | None = None) -> Answer:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optprune.problems import L0LeastSquares, Problem
 from optprune.solution import Answer, Termination
-from optprune.solvers._base import Progress, Solver
+from optprune.solvers._base import Progress, Promise, Solver
 from optprune.solvers._refit import refit
 
 
@@ -26,6 +26,10 @@ class OneShot(Solver[L0LeastSquares]):
     refit: bool = True
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)
+
+    @property
+    def promises(self) -> frozenset[Promise]:
+        return frozenset({Promise.REFITTED}) if self.refit else frozenset()
 
     @abstractmethod
     def scores(self, problem: L0LeastSquares) -> Float[Tensor, "*batch out in"]:

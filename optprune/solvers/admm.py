@@ -14,7 +14,7 @@ from optprune.numerics.spectrum import Spectrum
 from optprune.patterns import Pattern
 from optprune.problems import L0LeastSquares, Problem
 from optprune.solution import Answer
-from optprune.solvers._base import CONVERGED, NON_FINITE, RUNNING, IterativeSolver
+from optprune.solvers._base import CONVERGED, NON_FINITE, RUNNING, IterativeSolver, Promise
 from optprune.solvers._refit import refit
 
 
@@ -77,6 +77,10 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
                 f"ADMM with rho={self.rho}, growth={self.growth}, tolerance={self.tolerance} given; "
                 "rho and tolerance must be positive and growth above 1"
             )
+
+    @property
+    def promises(self) -> frozenset[Promise]:
+        return frozenset({Promise.REFITTED})
 
     def init(self, problem: L0LeastSquares) -> ADMMState:
         scale = _scale(problem)

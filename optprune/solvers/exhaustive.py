@@ -17,7 +17,7 @@ from optprune.numerics.masked import masked_least_squares
 from optprune.patterns import Fixed, Pattern, Shape
 from optprune.problems import L0LeastSquares, Problem, unstack
 from optprune.solution import Answer, Termination
-from optprune.solvers._base import Progress, Solver
+from optprune.solvers._base import Progress, Promise, Solver
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Exhaustive(Solver[L0LeastSquares]):
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)
     summary: ClassVar[str] = "tries every support of a tiny l0 problem: the proven optimum"
     source: ClassVar[str] = "enumeration"
+
+    @property
+    def promises(self) -> frozenset[Promise]:
+        return frozenset({Promise.REFITTED, Promise.OPTIMAL})
 
     def run(self, problem: L0LeastSquares, progress: Progress | None = None) -> Answer:
         if problem.batch_shape:
