@@ -196,9 +196,7 @@ class ConvAdapter(Adapter):
         return self._flat(F.pad(x, padding, mode=mode) if any(padding) else x)
 
     def _unfold(self, x: Tensor) -> Tensor:
-        return F.unfold(
-            x, self._kernel, dilation=self._two(self.module.dilation), stride=self._two(self.module.stride)
-        )
+        return F.unfold(x, self._kernel, dilation=self._two(self.module.dilation), stride=self._two(self.module.stride))
 
 
 class Conv1dAdapter(ConvAdapter):
@@ -238,23 +236,12 @@ def adapter_for(module: nn.Module) -> Adapter:
             _require_plain(module.weight)
             return adapter(module)
     accepted = ", ".join(base.__name__ for base in _ADAPTERS)
-    raise UnsupportedError(
-        f"no adapter for {type(module).__name__}; there is one for {accepted}. Skip the layer"
-    )
+    raise UnsupportedError(f"no adapter for {type(module).__name__}; there is one for {accepted}. Skip the layer")
 
 
-def prunable(model: nn.Module) -> dict[str, Adapter]:
-    """Name and adapter of every layer of a type with an adapter, in the order of `named_modules`.
-
-    Raises:
-        UnsupportedError: a layer of such a type cannot be pruned as it is; names it.
-    """
-    found: dict[str, Adapter] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, tuple(_ADAPTERS)):
-            with layer_context(name):
-                found[name] = adapter_for(module)
-    return found
+def candidates(model: nn.Module) -> list[str]:
+    """Names of the layers of a type with an adapter, each module once, in the order of `named_modules`."""
+    return [name for name, module in model.named_modules() if isinstance(module, tuple(_ADAPTERS))]
 
 
 def named_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, Adapter]:
@@ -268,9 +255,7 @@ def named_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, Adapter]
     found: dict[str, Adapter] = {}
     for name in names:
         if name not in modules:
-            known = (
-                ", ".join(repr(n) for n, m in modules.items() if isinstance(m, tuple(_ADAPTERS))) or "none"
-            )
+            known = ", ".join(repr(n) for n, m in modules.items() if isinstance(m, tuple(_ADAPTERS))) or "none"
             raise InvalidInputError(
                 f"'{name}' is no module of {type(model).__name__}; its layers that can be pruned: {known}"
             )
@@ -288,6 +273,4 @@ def _require_plain(weight: object) -> None:
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise UnsupportedError("its weight has no size yet; run the model once on a batch before pruning")
     if weight.dtype not in DTYPES:
-        raise UnsupportedError(
-            f"its weight is {weight.dtype}; accepted are {', '.join(str(t)[6:] for t in DTYPES)}"
-        )
+        raise UnsupportedError(f"its weight is {weight.dtype}; accepted are {', '.join(str(t)[6:] for t in DTYPES)}")

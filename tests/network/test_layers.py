@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optprune.errors import InvalidInputError, UnsupportedError
-from optprune.network.layers import adapter_for, named_adapters, prunable
+from optprune.network.layers import adapter_for, candidates, named_adapters
 from optprune.numerics.linalg import spectral_norm
 
 
@@ -144,9 +144,7 @@ def test_multiplicity_is_exact_and_bounds_the_operator(module, size):
     exact = brute_force_multiplicity(module, size)
     assert adapter.multiplicity(size) == pytest.approx(exact, rel=1e-12)
     fill(module.double())
-    gain = adapter.multiplicity(size) ** 0.5 * float(
-        spectral_norm(adapter.matrix(module.weight.detach())).max()
-    )
+    gain = adapter.multiplicity(size) ** 0.5 * float(spectral_norm(adapter.matrix(module.weight.detach())).max())
     x = torch.randn(64, module.in_channels, *size, generator=generator(5), dtype=torch.float64)
     with torch.no_grad():
         y = module(x) - (module.bias.reshape(1, -1, *[1] * len(size)))
@@ -186,12 +184,16 @@ def test_what_has_no_adapter_is_refused(module, words):
         adapter_for(module)
 
 
-def test_prunable_lists_each_module_once_and_names_the_refused():
+def test_candidates_hold_each_module_once():
     inner = nn.Linear(2, 2)
     model = nn.Sequential(inner, nn.ReLU(), inner, nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1))
-    assert list(prunable(model)) == ["0", "3"]
+    assert candidates(model) == ["0", "3"]
+
+
+def test_a_refused_layer_is_named():
+    model = nn.Sequential(nn.ReLU(), Scaled(2, 2))
     with pytest.raises(UnsupportedError, match=r"layer '1': .*overrides"):
-        prunable(nn.Sequential(nn.ReLU(), Scaled(2, 2)))
+        named_adapters(model, candidates(model))
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
