@@ -70,7 +70,7 @@ def cholesky(matrix: Float[Tensor, "*batch d d"], *, what: str = "matrix") -> Fl
         NotPositiveDefiniteError: names the batch element and the order of the first failing leading minor.
     """
     require_finite(what, matrix, ADVICE)
-    factor, minor = _attempt(matrix)
+    factor, minor = try_cholesky(matrix)
     if bool((minor > 0).any()):
         raise NotPositiveDefiniteError(_singular_message(matrix, minor, what))
     return factor
@@ -106,13 +106,13 @@ def factorize(
     require_finite(what, gram, ADVICE)
     size, batch = gram.shape[-1], gram.shape[:-2]
     flat = gram.reshape(batch.numel(), size, size)
-    factor, minor = _attempt(damped(flat, damping) if damping else flat)
+    factor, minor = try_cholesky(damped(flat, damping) if damping else flat)
     used = torch.full(flat.shape[:1], damping, dtype=torch.float64, device=gram.device)
     for rung in sorted(value for value in ladder if value > damping):
         failed = (minor > 0).nonzero().squeeze(-1)
         if not len(failed):
             break
-        factor[failed], minor[failed] = _attempt(damped(flat[failed], rung))
+        factor[failed], minor[failed] = try_cholesky(damped(flat[failed], rung))
         used[failed] = rung
     minor = minor.reshape(batch)
     if bool((minor > 0).any()):
@@ -222,7 +222,7 @@ def spectral_norm(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"
     return bound.sqrt() * (1 + 4 * UNIT) * scale
 
 
-def _attempt(matrix: Float[Tensor, "*batch d d"]) -> tuple[Float[Tensor, "*batch d d"], Tensor]:
+def try_cholesky(matrix: Float[Tensor, "*batch d d"]) -> tuple[Float[Tensor, "*batch d d"], Tensor]:
     """A factor, and per element the order of the first leading minor not safely positive (0: none)."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     size, eps = matrix.shape[-1], torch.finfo(matrix.dtype).eps

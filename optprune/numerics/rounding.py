@@ -35,7 +35,7 @@ def gamma(n: int) -> float:
     return n * UNIT / (1 - n * UNIT) * (1 + 4 * UNIT)
 
 
-def sum_error(x: Float[Tensor, "*shape n"], dim: int = -1) -> Float[Tensor, "*shape"]:
+def sum_error(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
     r"""Bound of $|\mathrm{fl}(\sum_i x_i) - \sum_i x_i|$: $\gamma_{n-1} \sum_i |x_i|$.
 
     Sums lose nothing to underflow (Higham, Problem 2.19), so no absolute term is needed.

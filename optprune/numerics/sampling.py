@@ -48,7 +48,7 @@ class Reservoir:
         """How many rows it holds now."""
         return len(self._keys)
 
-    def add(self, *tensors: Shaped[Tensor, "rows ..."]) -> None:
+    def add(self, *tensors: Shaped[Tensor, "_ ..."]) -> None:
         """Offer a batch: one or several tensors whose rows (dimension 0) belong together.
 
         Raises:

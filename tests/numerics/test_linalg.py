@@ -28,9 +28,7 @@ def test_damped_adds_a_share_of_the_mean_diagonal():
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     before = gram.clone()
     added = damped(gram, 0.5) - gram
-    torch.testing.assert_close(
-        added, 0.5 * mean.reshape(3, 1, 1) * torch.eye(4, dtype=F64), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(added, 0.5 * mean.reshape(3, 1, 1) * torch.eye(4, dtype=F64), rtol=1e-12, atol=0)
     per_element = damped(gram, torch.tensor([0.0, 0.1, 0.0], dtype=F64))
     assert torch.equal(per_element[::2], gram[::2])
     assert not torch.equal(per_element[1], gram[1])
@@ -80,9 +78,7 @@ def test_only_the_failing_elements_climb_the_ladder():
     assert held.damping[0] == held.damping[3] == 0
     assert held.damping[1] in (1e-12, 1e-10)
     assert held.damping[2] == 1e-12
-    torch.testing.assert_close(
-        held.factor @ held.factor.mT, damped(gram, held.damping), rtol=1e-12, atol=1e-14
-    )
+    torch.testing.assert_close(held.factor @ held.factor.mT, damped(gram, held.damping), rtol=1e-12, atol=1e-14)
     asked = factorize(gram, 1e-3)
     assert torch.equal(asked.damping, torch.full((4,), 1e-3, dtype=F64))
     # Alone or in the batch, an element gets the same answer.

@@ -46,10 +46,7 @@ def test_ball_projection_satisfies_the_variational_inequality(dtype, scale):
     p = project_ball(x, centre, radius)
     eps = torch.finfo(dtype).eps
     assert ((p - centre).norm(dim=-1, keepdim=True) <= radius * (1 + 50 * eps) + 50 * eps * scale).all()
-    inside = (
-        centre
-        + radius * torch.nn.functional.normalize(torch.randn(6, 40, generator=g, dtype=dtype), dim=-1) * 0.9
-    )
+    inside = centre + radius * torch.nn.functional.normalize(torch.randn(6, 40, generator=g, dtype=dtype), dim=-1) * 0.9
     assert (((x - p) * (inside - p)).sum(-1) <= 1e4 * eps * scale**2).all()
 
 
@@ -74,9 +71,7 @@ def test_ball_over_several_dimensions_and_along_the_first():
 def test_halfspace_and_nonnegative():
     x = torch.tensor([[-1.0, 0.5], [2.0, -3.0]])
     assert torch.equal(project_halfspace(x, 0.0), torch.tensor([[-1.0, 0.0], [0.0, -3.0]]))
-    assert torch.equal(
-        project_halfspace(x, torch.tensor([1.0, -5.0])), torch.tensor([[-1.0, -5.0], [1.0, -5.0]])
-    )
+    assert torch.equal(project_halfspace(x, torch.tensor([1.0, -5.0])), torch.tensor([[-1.0, -5.0], [1.0, -5.0]]))
     assert torch.equal(project_nonnegative(x), torch.tensor([[0.0, 0.5], [2.0, 0.0]]))
 
 

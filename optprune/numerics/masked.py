@@ -1,0 +1,237 @@
+"""Least squares for many rows at once, each on its own support, in bounded memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from optprune.errors import InvalidInputError, NotPositiveDefiniteError
+from optprune.numerics.checks import require_finite
+from optprune.numerics.linalg import damped, try_cholesky
+
+MAX_CONDITION = 1e6
+r"""Largest $\kappa_1$ of the unit-diagonal Gram matrix for which the complement form is used.
+
+Measured against refined solutions in extended precision, 40 to 200 inputs with eigenvalues spread evenly in the
+exponent: the relative error of either form grows like $\kappa_1 u$, and up to here the complement's is at most four times
+the direct one's; at 1e6 they agree to 2e-11.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedSolution:
+    """The weight, zero outside the mask, and which rows had no unique solution.
+
+    Attributes:
+        weight: The solution in float64.
+        rank_deficient: Rows whose block is singular to working precision; they hold the minimiser of least norm (in
+            the scale of unit-diagonal inputs).
+    """
+
+    weight: Float[Tensor, "*batch d_out d_in"]
+    rank_deficient: Bool[Tensor, "*batch d_out"]
+
+
+def masked_least_squares(
+    gram: Float[Tensor, "*batch d_in d_in"],
+    rhs: Float[Tensor, "*batch d_out d_in"],
+    mask: Bool[Tensor, "*batch d_out d_in"],
+    *,
+    damping: float = 0.0,
+    memory: int = 2**28,
+) -> MaskedSolution:
+    r"""Row $i$ minimises $\tfrac12 w^\top (G + \delta\,\bar g\,I) w - c_i^\top w$ over $w$ supported on `mask[i]`.
+
+    The inputs are scaled to unit diagonal first, so that their units do not matter; an input with zero diagonal was
+    zero in every sample and gets weight zero. Each distinct support is factorised once. A row is solved in the cheaper
+    of two forms: directly, $G_{SS} w_S = c_S$; or, when less is pruned than kept, by correcting the dense optimum
+    $w^0 = G^{-1} c$ on the pruned set $P$,
+    $$w = w^0 - G^{-1}_{:,P} (G^{-1}_{PP})^{-1} w^0_P,$$
+    the second only where $\kappa_1(G)$ is at most `MAX_CONDITION`, so that both agree to 1e-10.
+
+    A block whose Cholesky factorisation breaks down to working precision is solved by its eigen-decomposition instead,
+    with eigenvalues below $d\,\varepsilon\,\lambda_{\max}$ left out, and its rows are reported.
+
+    Args:
+        gram: $G$, symmetric positive semidefinite.
+        rhs: One right-hand side $c_i$ per row.
+        mask: True where the weight may be nonzero; empty and full rows are allowed.
+        damping: $\delta$, relative to the mean diagonal.
+        memory: Bytes that the gathered blocks may take (but one block at least is held).
+
+    Raises:
+        InvalidInputError: `damping` is negative or not finite, or `memory` is not positive.
+        NonFiniteError: an entry is NaN or infinite.
+        NotPositiveDefiniteError: a diagonal entry of $G$ is negative.
+
+    References:
+        The complement form is the block-inverse identity behind Optimal Brain Surgeon (Hassibi & Stork 1993, eq. 5) for
+        a set of weights; for rows with masks see Frantar & Singh 2023, eq. 2.
+    """
+    if not (0 <= damping < float("inf") and memory > 0):
+        raise InvalidInputError(
+            f"damping={damping}, memory={memory} were given; the damping is finite and >= 0, the memory positive."
+        )
+    require_finite("Gram matrix", gram, "Check the activations that it was made from.")
+    require_finite("right-hand side", rhs, "Check the weights and targets that it was made from.")
+    d_out, d_in = rhs.shape[-2:]
+    if rhs.numel() == 0:
+        return MaskedSolution(rhs.to(torch.float64), mask.new_zeros(rhs.shape[:-1]))
+    wide = gram.to(torch.float64).reshape(-1, d_in, d_in)
+    unit, scale = _unit_diagonal(damped(wide, damping) if damping else wide)
+    columns = scale.unsqueeze(-2)
+    scaled = rhs.to(torch.float64).reshape(-1, d_out, d_in) * columns
+    support = mask.reshape(-1, d_out, d_in) & (columns > 0)
+    weight, done = _by_complement(unit, scaled, support, memory)
+    direct, deficient = _solve_supports(unit, scaled, support, ~done, memory)
+    weight = (weight + direct) * columns
+    return MaskedSolution(weight.reshape(rhs.shape), deficient.reshape(rhs.shape[:-1]))
+
+
+def _unit_diagonal(
+    gram: Float[Tensor, "b d d"],
+) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b d"]]:
+    r"""$S G S$ with unit diagonal, and the diagonal of $S$, zero for dead inputs (whose block becomes the identity)."""
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    if bool((diagonal < 0).any()):
+        raise NotPositiveDefiniteError(
+            f"The Gram matrix has {int((diagonal < 0).sum())} negative diagonal entries, the least "
+            f"{float(diagonal.min()):.3g}. It is no Gram matrix: check how it was accumulated."
+        )
+    scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
+    unit = gram * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    unit.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    return unit, scale
+
+
+def _by_complement(
+    unit: Float[Tensor, "b d d"],
+    rhs: Float[Tensor, "b d_out d"],
+    support: Bool[Tensor, "b d_out d"],
+    memory: int,
+) -> tuple[Float[Tensor, "b d_out d"], Bool[Tensor, "b d_out"]]:
+    """Rows solved from the pruned side, zero elsewhere, and which ones they are."""
+    d = rhs.shape[-1]
+    kept = support.sum(-1).to(torch.float64)
+    saved = (kept**3 - (d - kept) ** 3) / 3
+    # One inverse per batch element and two products per row; below that there is nothing to win.
+    chosen = (saved > 4.0 * d**2) & (saved.clamp(min=0).sum(-1, keepdim=True) > 2.0 * d**3)
+    weight = torch.zeros_like(rhs)
+    element = chosen.any(-1).nonzero().squeeze(-1)
+    if not len(element):
+        return weight, chosen
+    factor, minor = try_cholesky(unit[element])
+    inverse = torch.cholesky_inverse(factor)
+    condition = torch.linalg.matrix_norm(unit[element], ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
+    sound = (minor == 0) & (condition <= MAX_CONDITION)
+    element, inverse = element[sound], inverse[sound]
+    dense = rhs[element] @ inverse
+    rows = chosen[element]
+    correction, singular = _solve_supports(inverse, dense, ~support[element], rows, memory)
+    rows = rows & ~singular
+    solved = (dense - correction @ inverse) * (support[element] & rows.unsqueeze(-1))
+    weight[element] = solved
+    done = torch.zeros_like(chosen)
+    done[element] = rows
+    return weight, done
+
+
+def _solve_supports(
+    matrix: Float[Tensor, "b d d"],
+    rhs: Float[Tensor, "b d_out d"],
+    support: Bool[Tensor, "b d_out d"],
+    rows: Bool[Tensor, "b d_out"],
+    memory: int,
+) -> tuple[Float[Tensor, "b d_out d"], Bool[Tensor, "b d_out"]]:
+    """Solve the block of each of the `rows`; zero in the others. Also: which rows had a singular block."""
+    solution = torch.zeros_like(rhs)
+    deficient = torch.zeros_like(rows)
+    element, row = rows.nonzero(as_tuple=True)
+    if not len(element):
+        return solution, deficient
+    owner, distinct, group = _distinct_supports(element, support[element, row])
+    order = group.argsort(stable=True)
+    element, row = element[order], row[order]
+    count = group.bincount(minlength=len(owner))
+    last = count.cumsum(0)
+    place = torch.arange(len(row), device=row.device) - (last - count)[group[order]]
+    ends = last.tolist()
+    for start, stop, size in _chunks(distinct.sum(-1), count, matrix.shape[-1], memory):
+        first = ends[start - 1] if start else 0
+        members = slice(first, ends[stop - 1])
+        local = group[order[members]] - start
+        index = distinct[start:stop].to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[:, :size]
+        block, pad = _gather_blocks(matrix, owner[start:stop], index, distinct[start:stop])
+        sides = rhs[element[members], row[members]].gather(-1, index[local]).masked_fill_(pad[local], 0)
+        columns = block.new_zeros(stop - start, size, int(count[start:stop].max()))
+        columns[local, :, place[members]] = sides
+        columns, singular = _solve_blocks(block, columns)
+        found = torch.zeros_like(rhs[0, :1]).repeat(len(local), 1)
+        found.scatter_(-1, index[local], columns[local, :, place[members]])
+        solution[element[members], row[members]] = found
+        deficient[element[members], row[members]] = singular[local]
+    return solution, deficient
+
+
+def _distinct_supports(
+    element: Int[Tensor, "r"], support: Bool[Tensor, "r d"]
+) -> tuple[Int[Tensor, "u"], Bool[Tensor, "u d"], Int[Tensor, "r"]]:
+    """The distinct pairs of batch element and support, ordered for `_chunks`, and the pair of each row."""
+    label = element.to(torch.int32).unsqueeze(-1).view(torch.uint8)
+    pairs, group = torch.cat([label, support.to(torch.uint8)], dim=-1).unique(dim=0, return_inverse=True)
+    count = group.bincount(minlength=len(pairs))
+    distinct = pairs[:, label.shape[-1] :].bool()
+    order = _bucket(count).mul(support.shape[-1] + 1).add(distinct.sum(-1)).argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    owner = pairs[order, : label.shape[-1]].contiguous().view(torch.int32).squeeze(-1).to(torch.int64)
+    return owner, distinct[order], rank[group]
+
+
+def _bucket(count: Int[Tensor, "u"]) -> Int[Tensor, "u"]:
+    """Supports shared by about equally many rows (within a factor of two) are padded to the same number of them."""
+    return torch.frexp(count.to(torch.float64)).exponent.to(torch.int64)
+
+
+def _chunks(sizes: Int[Tensor, "u"], count: Int[Tensor, "u"], d: int, memory: int) -> Iterator[tuple[int, int, int]]:
+    """Ranges of supports whose blocks fit into the memory, with the largest size in each; empty ones are left out."""
+    size, bucket = sizes.tolist(), _bucket(count).tolist()
+    start = 0
+    while start < len(size):
+        largest, shared = size[start], 2 ** bucket[start]
+        # The block, its factor and one temporary; right-hand sides, solution and their dense rows.
+        per_support = 8 * (3 * largest**2 + shared * (3 * largest + 3 * d) + 2 * d)
+        stop = min(start + max(1, memory // per_support), len(size))
+        while bucket[stop - 1] != bucket[start]:
+            stop -= 1
+        if largest:
+            yield start, stop, largest
+        start = stop
+
+
+def _gather_blocks(
+    matrix: Float[Tensor, "b d d"], owner: Int[Tensor, "u"], index: Int[Tensor, "u s"], support: Bool[Tensor, "u d"]
+) -> tuple[Float[Tensor, "u s s"], Bool[Tensor, "u s"]]:
+    """The blocks, padded by the identity to one size, and where the padding is."""
+    block = matrix[owner[:, None, None], index[:, :, None], index[:, None, :]]
+    pad = ~support.gather(-1, index)
+    block.masked_fill_(pad.unsqueeze(-1) | pad.unsqueeze(-2), 0.0)
+    block.diagonal(dim1=-2, dim2=-1).masked_fill_(pad, 1.0)
+    return block, pad
+
+
+def _solve_blocks(
+    block: Float[Tensor, "u s s"], columns: Float[Tensor, "u s k"]
+) -> tuple[Float[Tensor, "u s k"], Bool[Tensor, "u"]]:
+    """Cholesky where it holds, the minimum-norm solution where it breaks down; says where that was."""
+    factor, minor = try_cholesky(block)
+    singular = minor > 0
+    solution = torch.cholesky_solve(columns, factor)
+    if bool(singular.any()):
+        values, vectors = torch.linalg.eigh(block[singular])
+        cutoff = values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
+        inverse = torch.where(values > cutoff, values.reciprocal(), 0.0)
+        solution[singular] = vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ columns[singular]))
+    return solution, singular
