@@ -4,17 +4,25 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 import hypothesis
 import pytest
 import torch
+from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import install_import_hook
 
 if any(name.partition(".")[0] == "optprune" for name in sys.modules):
-    raise RuntimeError(
-        "optprune was imported before its annotations could be checked; import it in tests only"
-    )
-install_import_hook("optprune", "beartype.beartype")
+    raise RuntimeError("optprune was imported before its annotations could be checked; import it in tests only")
+
+
+def checked(function):
+    """Decorate a function, so that a call with other types or shapes than annotated raises."""
+    # Methods are decorated one by one, where beartype cannot know which class `Self` is.
+    return beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: object})))(function)
+
+
+install_import_hook("optprune", f"{__name__}.checked")
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("reproducible")
