@@ -43,7 +43,7 @@ def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of dtype, shape and bytes (row-major), so that a tensor is known apart from its file."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     state = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    state.update(memoryview(flat.numpy()))
+    state.update(flat.numpy().data)
     return state.hexdigest()
 
 
@@ -72,9 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
-        raise FileFormatError(
-            f"{path}: cannot be read ({error.strerror}); is it the folder of a run?"
-        ) from error
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror}); is it the folder of a run?") from error
     except (ValueError, RecursionError) as error:  # malformed JSON and malformed UTF-8
         raise FileFormatError(f"{path}: not JSON ({error}); it was altered or cut off") from error
     if not isinstance(document, dict):
@@ -82,21 +80,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write a safetensors file; metadata are stored as JSON, entry by entry.
 
     Raises:
         InvalidInputError: the format cannot hold one of the tensors.
     """
     ready = {name: _apart(tensor) for name, tensor in tensors.items()}
-    header = {key: canonical(value).decode().strip() for key, value in (metadata or {}).items()}
+    header = {key: json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file(ready, path, metadata={"format": "pt"} | header)
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise InvalidInputError(f"{path.name} cannot be written as safetensors: {error}") from error
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Equal contents are equal files: the library writes the entries of the metadata in an order that changes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise InvalidInputError(f"{path.name} has names that JSON writes in more than one way; rename the tensors")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _apart(tensor: Tensor) -> Tensor:
