@@ -15,8 +15,8 @@ MAX_CONDITION = 1e6
 r"""Largest $\kappa_1$ of the unit-diagonal Gram matrix for which the complement form is used.
 
 Measured against refined solutions in extended precision, 40 to 200 inputs with eigenvalues spread evenly in the
-exponent: the relative error of either form grows like $\kappa_1 u$, and up to here the complement's is at most four times
-the direct one's; at 1e6 they agree to 2e-11.
+exponent: the relative error of either form grows like $\kappa_1 u$, and up to here the complement's is at most four
+times the direct one's; at 1e6 they agree to 2e-11.
 """
 
 

@@ -111,5 +111,5 @@ def seconds(act, *arguments):
 @pytest.mark.parametrize(("shape", "k"), [((1, 10**6), 300_000), ((10**5, 4), 2)])
 def test_fast_on_one_long_row_and_on_many_short_ones(shape, k):
     scores = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    # No slower than the stable sort that it replaces; generous against noise.
-    assert seconds(top_k, scores, k) < 3 * seconds(by_stable_sort, scores, k) + 0.05
+    # Some hundredths of a second; a loop over groups takes seconds.
+    assert seconds(top_k, scores, k) < 0.5
