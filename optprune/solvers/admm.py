@@ -83,12 +83,13 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         return frozenset({Promise.REFITTED})
 
     def init(self, problem: L0LeastSquares) -> ADMMState:
-        scale = _scale(problem)
-        scaled = problem.gram / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-        dense = problem.dense * scale.unsqueeze(-2)
+        root = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        # A dead input is zero in these coordinates: its weights, which the loss does not see, take no part of a budget.
+        unit = torch.where(root > 0, root.reciprocal(), 0.0)
+        dense = problem.dense * root.unsqueeze(-2)
         return ADMMState(
-            spectrum=Spectrum.of(scaled),
-            linear=problem.linear / scale.unsqueeze(-2),
+            spectrum=Spectrum.of(problem.gram * unit.unsqueeze(-1) * unit.unsqueeze(-2)),
+            linear=problem.linear * unit.unsqueeze(-2),
             sparse=problem.pattern.project(dense),
             multipliers=torch.zeros_like(dense),
             smooth=dense,
@@ -116,12 +117,6 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     def finish(self, problem: L0LeastSquares, state: ADMMState) -> Answer:
         matrix, info = refit(problem, _support(problem.pattern, state.sparse))
         return Answer(matrix, (), 0, info=info)
-
-
-def _scale(problem: L0LeastSquares) -> Float[Tensor, "*batch in"]:
-    """Root of the Gram diagonal; 1 for dead inputs, whose weights the loss does not see."""
-    diagonal = problem.gram.diagonal(dim1=-2, dim2=-1)
-    return torch.where(diagonal > 0, diagonal, 1.0).sqrt()
 
 
 def _support(pattern: Pattern, sparse: Float[Tensor, "*batch out in"]) -> Bool[Tensor, "*batch out in"]:
