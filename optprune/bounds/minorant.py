@@ -60,14 +60,18 @@ def minorant_bound(
     shifted = g + minorant * reference
     wobble = slack + 1.01 * gamma(4) * (g.abs() + minorant * reference.abs())
     doubt = 1.01 * inverse * wobble * (2 * shifted.abs() + wobble) + gamma(6) * inverse * shifted.square()
-    kept = support(torch.where(live, inverse * shifted.square() + doubt, 0.0))
+    gains = torch.where(live, inverse * shifted.square() + doubt, 0.0)
+    kept = support(gains)
     pruned_part = torch.where(kept, 0.0, minorant * reference.square() + 2 * g * reference)
     kept_part = torch.where(kept, inverse * g.square(), 0.0)
     quadratic = step * pa
     value = energy.sum() - quadratic.sum() + pruned_part.sum() - kept_part.sum()
     # What each sum may be off by: propagated slack, then the roundings of the terms and of the additions.
     off = (step.abs() * slack).sum() + torch.where(kept, 0.0, 2 * slack * reference.abs()).sum()
-    off = off + torch.where(kept, doubt + inverse * slack * (2 * g.abs() + slack), 0.0).sum()
+    # The true maximiser is another one: its gains exceed those of `kept` by at most twice the doubt, and by what adding
+    # up the gains of a unit rounds.
+    off = off + torch.where(kept, 2 * doubt + 2 * gamma(point.numel()) * gains, 0.0).sum()
+    off = off + torch.where(kept, inverse * slack * (2 * g.abs() + slack), 0.0).sum()
     size = energy.abs().sum() + quadratic.abs().sum() + kept_part.sum()
     size = size + torch.where(kept, 0.0, minorant * reference.square() + 2 * (g * reference).abs()).sum()
     return 0.5 * float(value - 1.01 * off - 1.01 * gamma(terms + 8) * size)
