@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from optprune.certify import certify
 from optprune.network.layers import adapter_for
 from optprune.network.report import LayerRecord, Part, Report
+from optprune.network.total import total
 from optprune.patterns import PerLayer
 from optprune.problems import L0LeastSquares
 from optprune.solution import Termination
@@ -61,7 +62,7 @@ def pruned_run(model: nn.Sequential, inputs: Tensor, density: float = 0.4) -> tu
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
         adapter = adapter_for(layer)
-        groups = adapter.matrix(layer.weight.double())
+        groups = adapter.matrix(layer.weight.double().clone())
         rows = adapter.rows(seen[name].double())
         pattern = PerLayer.at_density(density, adapter.shape)
         patterns = pattern.split(adapter.groups, adapter.shape)
@@ -80,8 +81,6 @@ def pruned_run(model: nn.Sequential, inputs: Tensor, density: float = 0.4) -> tu
 def record_of(
     name: str, layer: nn.Linear | nn.Conv2d, pattern: str, rows: Tensor, step: Tensor, parts: list[Part]
 ) -> LayerRecord:
-    from optprune.network.recompute import combined
-
     kept = int((layer.weight != 0).sum())
     discrepancy = float((rows @ step.mT).norm())
     return LayerRecord(
@@ -97,7 +96,7 @@ def record_of(
         error=discrepancy,
         discrepancy=discrepancy,
         rows=rows.shape[1],
-        certificate=combined([part.certificate for part in parts]),
+        certificate=total([part.certificate for part in parts]),
         termination=Termination.CLOSED_FORM,
         steps=0,
         seconds=0.25,

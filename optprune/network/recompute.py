@@ -1,0 +1,134 @@
+"""What a run states, recomputed: counts, certificates, layer errors, and the recursion of the network's bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+import optprune.problems
+from optprune.certify import recheck
+from optprune.errors import FileFormatError
+from optprune.network import files
+from optprune.network.examination import Examination
+from optprune.network.report import LayerRecord, Report, _certificate
+from optprune.network.runs import WEIGHTS, matrices, read_dense
+from optprune.network.total import total
+from optprune.problems import L0LeastSquares, Problem
+from optprune.solution import Certificate
+
+TOLERANCE = 1e-9
+"""Relative difference allowed between a recorded and a recomputed number: another machine sums in another order."""
+
+NOISE = 1e-13
+"""Absolute difference allowed where a number is relative already (residuals and the like)."""
+
+
+def check_layers(run: Examination) -> None:
+    """Every layer: what it counts, what its parts certify, what they sum to."""
+    report = Report.from_json(run.document["report"])
+    state = read_dense(run.folder / WEIGHTS)
+    names = [record.name for record in report.layers]
+    for name in sorted(run.layers.keys() ^ set(names)):
+        run.add(name, files.REPORT, "has a record in one place and none in the other")
+    for record in report.layers:
+        if record.name in run.layers:
+            run.guard(lambda run, record=record: _check_layer(run, record, state), record.name)
+
+
+def _check_layer(run: Examination, record: LayerRecord, state: Mapping[str, Tensor]) -> None:
+    layer = run.layers[record.name]
+    weight = state[layer["weight"]]
+    kept = int((weight != 0).sum())
+    stated = {"kept": (record.kept, kept), "density": (record.density, kept / weight.numel())}
+    for name, (recorded, found) in stated.items():
+        if not _close(float(recorded), float(found)):
+            run.add(record.name, files.REPORT, f"{name} {recorded:.17g} recorded, {found:.17g} in {WEIGHTS}")
+    if tuple(weight.shape) != record.shape:
+        run.add(record.name, files.REPORT, f"shape {record.shape} recorded, {tuple(weight.shape)} in {WEIGHTS}")
+    if not layer["parts"]:
+        run.notes.append(f"{run.place}layer '{record.name}': written without evidence, nothing to recompute")
+        return
+    bias = None if layer["bias"] is None else state[layer["bias"]]
+    shipped = matrices(weight, bias, len(layer["parts"]))
+    problems, certificates = [], []
+    for index, (problem, evidence) in enumerate(_parts(run, layer)):
+        certificate = recheck(problem, shipped[index], evidence)
+        recorded = _certificate(layer["parts"][index]["certificate"])
+        where = f"certificate of part {index}: " if len(shipped) > 1 else ""
+        for difference in differences(recorded, certificate):
+            run.add(record.name, files.REPORT, where + difference)
+        run.certificates += 1
+        problems.append(problem)
+        certificates.append(certificate)
+    _check_record(run, record, problems, certificates)
+
+
+def _parts(run: Examination, layer: Mapping[str, Any]) -> Iterator[tuple[Problem, dict[str, Tensor]]]:
+    """The problem and the evidence of each part, from the files."""
+    tensors, _ = files.read_tensors(run.folder / layer["evidence"])
+    for index, part in enumerate(layer["parts"]):
+        kind = vars(optprune.problems).get(part["problem"])
+        if not (isinstance(kind, type) and issubclass(kind, Problem)):
+            raise FileFormatError(f"a problem '{part['problem']}' is recorded, which this release does not know")
+        own = {
+            group: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            for group in ("problem", "evidence")
+            for prefix in (f"{index}.{group}.",)
+        }
+        yield kind.restore(own["problem"], part["settings"]), own["evidence"]
+
+
+def differences(recorded: Certificate, found: Certificate) -> Iterator[str]:
+    """In which numbers two certificates differ by more than rounding."""
+    scale = max(abs(found.objective), abs(found.lower_bound))
+    for name in ("objective", "lower_bound"):
+        yield from _difference(name, getattr(recorded, name), getattr(found, name), TOLERANCE * scale)
+    for name in ("primal_residual", "dual_residual"):
+        yield from _difference(name, getattr(recorded, name), getattr(found, name), NOISE)
+    for name in sorted(recorded.details.keys() | found.details.keys()):
+        missing = math.nan
+        yield from _difference(name, recorded.details.get(name, missing), found.details.get(name, missing), NOISE)
+    if (recorded.rigor, recorded.theorem) != (found.rigor, found.theorem):
+        yield f"{recorded.rigor.value} by {recorded.theorem} recorded, {found.rigor.value} by {found.theorem} found"
+
+
+def _difference(name: str, recorded: float, found: float, slack: float) -> Iterator[str]:
+    if not _close(recorded, found, slack):
+        yield f"{name} {recorded:.17g} recorded, {found:.17g} recomputed"
+
+
+def _close(recorded: float, found: float, slack: float = 0.0) -> bool:
+    if math.isfinite(recorded) and math.isfinite(found):
+        return abs(recorded - found) <= max(slack, TOLERANCE * max(abs(recorded), abs(found)))
+    return recorded == found or (math.isnan(recorded) and math.isnan(found))
+
+
+def _check_record(
+    run: Examination, record: LayerRecord, problems: list[Problem], certificates: list[Certificate]
+) -> None:
+    """The layer's own numbers, which sum those of its parts."""
+    if record.certificate is None:
+        run.add(record.name, files.REPORT, "no certificate recorded, and evidence for one is there")
+        return
+    for difference in differences(record.certificate, total(certificates)):
+        run.add(record.name, files.REPORT, f"certificate of the layer: {difference}")
+    if record.problem != type(problems[0]).__name__:
+        run.add(record.name, files.REPORT, f"problem {record.problem} recorded, {type(problems[0]).__name__} found")
+    squared = [
+        2 * problem.statistics.count * certificate.details["undamped_objective"]
+        for problem, certificate in zip(problems, certificates, strict=True)
+        if isinstance(problem, L0LeastSquares) and problem.statistics.count == record.rows
+    ]
+    if len(squared) == len(problems):
+        found = math.sqrt(max(0.0, math.fsum(squared)))
+        if not _close(record.discrepancy, found, math.sqrt(NOISE) * found):
+            run.add(
+                record.name, files.REPORT, f"discrepancy {record.discrepancy:.17g} recorded, {found:.17g} recomputed"
+            )
+
+
+def check_network(run: Examination) -> None:
+    """The bound of the whole network follows from the numbers of its layers, and the measured error obeys it."""
