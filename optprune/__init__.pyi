@@ -5,6 +5,8 @@ from .solution import Certificate, Rigor, Solution, Termination
 from .solvers import ADMM, Exhaustive, Magnitude, Solver, Wanda, solve, solve_all
 from .statistics import Samples, Statistics
 
+__version__: str
+
 __all__ = [
     "ADMM",
     "Blocks",

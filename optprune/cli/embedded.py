@@ -57,10 +57,12 @@ def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
     generator = torch.Generator().manual_seed(seed)
     layers: list[tuple[str, nn.Module]] = []
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # the usual constructor draws globally
+        limit = math.sqrt(6 / fan_in)
+        linear = nn.Linear(fan_in, fan_out, device="meta")  # elsewhere its constructor draws globally
+        linear = linear.to_empty(device="cpu")
         with torch.no_grad():
-            linear.weight.uniform_(-1, 1, generator=generator).mul_(math.sqrt(6 / fan_in))
-            linear.bias.zero_()
+            nn.init.uniform_(linear.weight, -limit, limit, generator=generator)
+            nn.init.zeros_(linear.bias)
         layers.append((f"fc{index}", linear))
         if index < len(sizes) - 1:
             layers.append((f"relu{index}", nn.ReLU()))

@@ -146,8 +146,8 @@ def check_copies(run: Examination) -> None:
         if name not in dense:
             run.add(run.owner(SPARSE, name), SPARSE, f"'{name}' ({tuple(tensor.shape)}) is not in {WEIGHTS}")
     wanted = {layer["weight"]: name for name, layer in run.layers.items()}
-    for weight, layer in wanted.items() if masks is not None else ():
-        mask = masks.get(weight)
+    for weight, layer in () if masks is None else wanted.items():
+        mask = (masks or {}).get(weight)
         if mask is None or not torch.equal(mask, dense[weight] != 0):
             run.add(layer, MASKS, f"the mask of '{weight}' is not where {WEIGHTS} is nonzero")
     for weight in sorted((masks or {}).keys() - wanted.keys()):

@@ -70,12 +70,14 @@ def pruned_run(model: nn.Sequential, inputs: Tensor, density: float = 0.4) -> tu
         matrices = torch.stack([Magnitude().run(problem).matrix for problem in problems])
         layer.weight.copy_(adapter.weight_from(matrices))
         shipped = adapter.matrix(layer.weight).double()
-        parts = [
-            Part(problem, matrix, *reversed(certify(problem, matrix)))
-            for problem, matrix in zip(problems, shipped, strict=True)
-        ]
+        parts = [part_of(problem, matrix) for problem, matrix in zip(problems, shipped, strict=True)]
         records.append(record_of(name, layer, str(pattern), rows, shipped - groups, parts))
     return model, Report(records, None, {"seed": 0, "inputs": {"rows": len(inputs)}})
+
+
+def part_of(problem: L0LeastSquares, matrix: Tensor) -> Part:
+    certificate, evidence = certify(problem, matrix)
+    return Part(problem, matrix, evidence, certificate)
 
 
 def record_of(

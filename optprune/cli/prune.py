@@ -1,0 +1,127 @@
+"""`optprune prune`."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optprune.cli.codes import Code, reported_errors
+
+DENSITY = 0.2
+
+
+class Mode(enum.StrEnum):
+    """What a layer's inputs are."""
+
+    PARALLEL = "parallel"
+    CASCADE = "cascade"
+
+
+class Dtype(enum.StrEnum):
+    """What the model computes in and ships."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def prune(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="`digits`, or an .npz or .safetensors file with `inputs` (and `targets`, `test_inputs`, ...)."
+        ),
+    ] = "digits",
+    model: Annotated[
+        str, typer.Option(help="`lenet300`, trained on the data, or `module:function`, a Python factory.")
+    ] = "lenet300",
+    weights: Annotated[
+        Path | None, typer.Option(help="Safetensors file with the model's state dict; then nothing is trained.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method of `optprune methods`; may be repeated. By default net-trim and admm, where both apply."
+        ),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help=f"Fraction of each layer's weights kept; {DENSITY} unless something else is asked."),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="N:M (N kept of M), per-row:K, rows:K, columns:K, blocks:RxC:K; K a count, or a fraction."),
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Net-Trim: relative error that every layer may make, in place of a density.")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="Inputs of a layer: from the dense network, or the pruned prefix.")
+    ] = Mode.PARALLEL,
+    skip: Annotated[list[str] | None, typer.Option(help="Layer, or glob, to leave alone; may be repeated.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="layer=target for a layer or glob, as 'fc3=0.5' or 'conv*=2:4'; may be repeated."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value, a setting of the solver (or method.key=value); may be repeated."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the model; certificates are always float64.")] = Dtype.FLOAT32,
+    device: Annotated[str, typer.Option(help="Device of the model, as torch names it.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of the split, the training and the subsampling.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder to write; one folder per method in it.")
+    ] = Path("runs/digits"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Prune a network layer by layer, certify every layer, and write a run that `optprune verify` can check.
+
+    Without arguments: trains a LeNet-300-100 on scikit-learn's digits, prunes it with Net-Trim and with the l0 solver,
+    prints every layer's density, error, lower bound, gap and time, and writes runs/digits.
+    """
+    with reported_errors(debug):
+        from optprune.cli.job import Job, run
+        from optprune.cli.output import print_json, print_outcome
+
+        job = Job(
+            data=data,
+            model=model,
+            weights=weights,
+            methods=tuple(method or ()),
+            target=_target(density, pattern, radius),
+            mode=mode.value,
+            skip=tuple(skip or ()),
+            override=tuple(override or ()),
+            options=tuple(option or ()),
+            dtype=dtype.value,
+            device=device,
+            seed=seed,
+            output=output,
+            overwrite=overwrite,
+        )
+        outcome = run(job)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        print_outcome(outcome)
+    if not outcome.ok:
+        raise typer.Exit(Code.NOT_SOLVED)
+
+
+def _target(density: float | None, pattern: str | None, radius: float | None) -> str:
+    """The one target that was asked for, as text."""
+    given = [
+        text
+        for value, text in ((density, f"{density}"), (pattern, f"{pattern}"), (radius, f"radius:{radius}"))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise typer.BadParameter("--density, --pattern and --radius exclude one another; give one of them")
+    return given[0] if given else str(DENSITY)
