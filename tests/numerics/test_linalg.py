@@ -155,6 +155,20 @@ def test_certified_margin_batch_and_graded_scales():
     assert not bool(is_positive_semidefinite_certified(-good, -2.9))
 
 
+def test_the_proof_trusts_no_factor(monkeypatch):
+    """A factorisation that claims success with a factor a little off is found out by the residual."""
+    matrix = spectrum_with(torch.linspace(1, 2, 6), 0)
+    assert bool(is_positive_semidefinite_certified(matrix))
+    inner = torch.linalg.cholesky_ex
+
+    def liar(a):
+        factor, info = inner(a)
+        return factor * (1 + 1e-13), info
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", liar)
+    assert not bool(is_positive_semidefinite_certified(matrix))
+
+
 def test_a_hollow_matrix_is_not_certified():
     assert not bool(is_positive_semidefinite_certified(torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=F64)))
     assert not bool(is_positive_semidefinite_certified(torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64)))

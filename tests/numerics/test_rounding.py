@@ -104,8 +104,12 @@ def test_batches_and_float32_inputs():
     assert product_error(torch.zeros(2, 0, dtype=F64), torch.zeros(0, 3, dtype=F64)).shape == (2, 3)
 
 
-def test_a_wrong_constant_would_be_found():
-    """The bound is attained within its constant: one rounding of 1 + u is lost in a sum of two."""
+def test_the_bounds_are_attained():
+    """One rounding, as bad as roundings get: a constant smaller by one part in a hundred would be wrong."""
     x = torch.tensor([1.0, UNIT], dtype=F64)
     error = abs(Fraction(float(x.sum())) - (1 + Fraction(UNIT)))
-    assert error > Fraction(float(sum_error(x))) * Fraction(99, 100)
+    assert error <= Fraction(float(sum_error(x))) <= error * Fraction(101, 100)
+    # (1 + e)^2 = 1 + 2e + e^2, where e^2 is nearly half a unit in the last place of the rest.
+    factor = torch.tensor([[1 + round(2**25.5) * 2.0**-52]], dtype=F64)
+    error = abs(Fraction(float(factor @ factor)) - Fraction(float(factor)) ** 2)
+    assert error <= Fraction(float(product_error(factor, factor))) <= error * Fraction(101, 100)
