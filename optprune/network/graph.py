@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def _in_graph(traced: fx.GraphModule) -> dict[str, bool]:
     return found
 
 
-def _users(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
+def _users(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
     """What a node's value goes to, past modules that change nothing."""
     found = []
     for user in node.users:
@@ -72,7 +72,7 @@ def _users(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
     return found
 
 
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.ReLU)
     if node.op == "call_function":

@@ -20,13 +20,21 @@ from optprune.patterns import Columns, Pattern, PerLayer, PerRow, Rows, Shape
 class Radius:
     r"""A Net-Trim target: the layer may err by this fraction of $\lVert Y \rVert_F$, the norm of its outputs.
 
+    Attributes:
+        relative: the fraction.
+        gamma: cascade mode: the squared error that the dense weight makes behind the pruned prefix may grow by this
+            factor, if that is more than the fraction allows.
+
     Raises:
-        InvalidInputError: negative or not finite.
+        InvalidInputError: the fraction is negative or not finite, or gamma is below 1.
     """
 
     relative: float
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.gamma < math.inf:
+            raise InvalidInputError(f"gamma={self.gamma} given; a finite factor >= 1 is needed")
         if not (self.relative >= 0 and math.isfinite(self.relative)):
             raise InvalidInputError(
                 f"Radius({self.relative}) given; a finite fraction >= 0 of the outputs' norm is needed"

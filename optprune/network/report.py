@@ -96,16 +96,12 @@ class LayerRecord:
         try:
             data: dict[str, Any] = dict(record)
             data.update({name: float(record[name]) for name in _FLOATS})
-            data["certificate"] = (
-                None if record["certificate"] is None else _certificate(record["certificate"])
-            )
+            data["certificate"] = None if record["certificate"] is None else _certificate(record["certificate"])
             data["termination"] = Termination(record["termination"])
             data["shape"] = tuple(record["shape"])
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInputError(
-                f"not a layer record: {error}; write it with LayerRecord.to_json"
-            ) from error
+            raise InvalidInputError(f"not a layer record: {error}; write it with LayerRecord.to_json") from error
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,9 @@ class NetworkBound:
         samples: first dimension of the outputs, summed over the batches.
         dtype: arithmetic of the measurement.
         terms: per pruned layer, in the order of the recursion, its `gain` (Lipschitz constant of the pruned
-            layer), `local` error and the `bound` of the discrepancy of its output.
+            layer), `local` error and the `bound` of the discrepancy of its output, gain times what comes in plus
+            local. In cascade mode the gain is 0 and `local` is the discrepancy itself, which is measured; where the
+            last operation is a pruned layer, bound and measurement are then one number.
         reason: why there is no bound, naming the operation; "" where there is one.
     """
 
@@ -142,6 +140,11 @@ class NetworkBound:
         """The measured error as a fraction of the dense output's norm."""
         return _ratio(self.measured, self.scale)
 
+    @property
+    def vacuous(self) -> bool:
+        """Whether the bound is no smaller than the output itself, so that it says nothing."""
+        return self.bound is not None and self.scale is not None and self.bound >= self.scale > 0
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready record; inverse of `from_json`."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -159,24 +162,20 @@ class NetworkBound:
             data: dict[str, Any] = dict(record)
             data.update({name: _number(record[name]) for name in ("bound", "measured", "scale")})
             data["terms"] = {
-                name: {key: float(value) for key, value in term.items()}
-                for name, term in record["terms"].items()
+                name: {key: float(value) for key, value in term.items()} for name, term in record["terms"].items()
             }
             return cls(**data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InvalidInputError(
-                f"not a network bound: {error}; write it with NetworkBound.to_json"
-            ) from error
+            raise InvalidInputError(f"not a network bound: {error}; write it with NetworkBound.to_json") from error
 
     def __str__(self) -> str:
         head = f"network on the {self.samples} calibration samples ({self.dtype}):"
-        measured = (
-            "not measured" if self.measured is None else f"error {_with_share(self.measured, self.scale)}"
-        )
+        measured = "not measured" if self.measured is None else f"error {_with_share(self.measured, self.scale)}"
         if self.bound is None:
             return f"{head} {measured}; no bound: {self.reason}"
         relation = "<=" if self.measured is None or self.measured <= self.bound else "EXCEEDS"
-        return f"{head} {measured} {relation} bound {_with_share(self.bound, self.scale)}"
+        remark = "; the bound is vacuous, larger than the output" if self.vacuous else ""
+        return f"{head} {measured} {relation} bound {_with_share(self.bound, self.scale)}{remark}"
 
 
 @dataclass(frozen=True)
@@ -248,9 +247,7 @@ class Report:
         rows = self.rows()
         widths = [max(len(row[j]) for row in rows) for j in range(len(COLUMNS))]
         lines = [
-            "  ".join(
-                _align(cell, width, j) for j, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
+            "  ".join(_align(cell, width, j) for j, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
             for row in rows
         ]
         lines.insert(1, "-" * max(len(line) for line in lines))
@@ -321,7 +318,13 @@ def _ratio(value: float | None, scale: float | None) -> float | None:
 
 def _with_share(value: float, scale: float | None) -> str:
     share = _ratio(value, scale)
-    return f"{value:.4g}" if share is None else f"{value:.4g} ({100 * share:.3g} % of the output)"
+    if share is None:
+        return f"{value:.4g}"
+    return (
+        f"{value:.4g} ({share:.3g} times the output)"
+        if share >= 10
+        else f"{value:.4g} ({100 * share:.3g} % of the output)"
+    )
 
 
 def _encode(value: Any) -> Any:
@@ -341,9 +344,7 @@ def _number(value: Any) -> float | None:
 
 
 def _certificate(record: Mapping[str, Any]) -> Certificate:
-    numbers = {
-        name: float(record[name]) for name in ("objective", "lower_bound", "primal_residual", "dual_residual")
-    }
+    numbers = {name: float(record[name]) for name in ("objective", "lower_bound", "primal_residual", "dual_residual")}
     details = {name: float(value) for name, value in record["details"].items()}
     return Certificate.from_json({**record, **numbers, "details": details})
 

@@ -1,0 +1,128 @@
+"""From what a layer saw to the problem that a solver accepts, one per group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from optprune.errors import UnsupportedError
+from optprune.network.capture import Captured
+from optprune.network.layers import Adapter
+from optprune.network.plan import Radius, Target
+from optprune.patterns import Pattern, PerLayer
+from optprune.problems import L0LeastSquares, Problem
+from optprune.problems.net_trim import NetTrim
+from optprune.solution import Solution
+from optprune.solvers import Solver, solve_all
+from optprune.statistics import Statistics
+
+
+def problem_type(solver: Solver, target: Target) -> type[Problem]:
+    """What a target becomes for a solver: `L0LeastSquares` for a pattern, `NetTrim` for a radius or a count.
+
+    Raises:
+        UnsupportedError: the solver accepts no problem that the target can become.
+    """
+    if isinstance(target, Pattern) and L0LeastSquares in solver.accepts:
+        return L0LeastSquares
+    if NetTrim in solver.accepts and isinstance(target, Radius | PerLayer):
+        return NetTrim
+    name = type(solver).__name__
+    if NetTrim in solver.accepts:
+        raise UnsupportedError(
+            f"{target!r} given with {name}, which solves Net-Trim; accepted are a density, PerLayer(k) and Radius"
+        )
+    if L0LeastSquares in solver.accepts:
+        raise UnsupportedError(
+            f"{target!r} given with {name}, which needs a pattern; use plan.uniform, or a Net-Trim solver"
+        )
+    accepted = ", ".join(kind.__name__ for kind in solver.accepts)
+    raise UnsupportedError(f"{name} accepts {accepted}; pruning a network needs a solver of L0LeastSquares or NetTrim")
+
+
+def group_statistics(statistics: Statistics, inputs: int) -> list[Statistics]:
+    """The statistics of each group's first `inputs` columns: those of the weight alone, without the bias.
+
+    What the dense layer leaves over is the same with or without the bias, so that the rest is a slice.
+    """
+    return [
+        Statistics(
+            gram=statistics.gram[g, :inputs, :inputs].contiguous(),
+            cross=statistics.cross[g, :inputs].contiguous(),
+            energy=statistics.energy[g],
+            count=statistics.count,
+            reference=statistics.reference[g, :, :inputs].contiguous(),
+        )
+        for g in range(statistics.gram.shape[0])
+    ]
+
+
+def least_squares(captured: Captured, pattern: Pattern, adapter: Adapter, damping: float) -> list[Problem]:
+    """One l0 problem per group, the bias staying as it is; a budget of the layer is divided exactly."""
+    parts = group_statistics(captured.statistics, adapter.shape[1])
+    patterns = pattern.split(adapter.groups, adapter.shape)
+    return [L0LeastSquares(part, own, damping) for part, own in zip(parts, patterns, strict=True)]
+
+
+def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -> list[Problem]:
+    r"""One Net-Trim problem per group, on the sampled rows, the bias a free column.
+
+    With dense inputs the radius is `relative` times $\lVert Y_\Omega \rVert_F$; with a pruned prefix it is at least
+    what the dense weight leaves there.
+    """
+    if captured.inputs is None:
+        raise UnsupportedError("Net-Trim needs rows, not statistics alone; give samples >= 1")
+    weight, bias = _dense(captured.statistics, adapter)
+    problems: list[Problem] = []
+    for g in range(adapter.groups):
+        own = None if bias is None else bias[g]
+        rows = captured.inputs[g].double()
+        if captured.targets is None:
+            problem = NetTrim.from_layer(weight[g], rows, 0.0, own, relu=relu)
+            problem = replace(problem, radius=target.relative * problem.size)
+        else:
+            problem = NetTrim.cascade(
+                weight[g], rows, captured.targets[g].double(), target.gamma, target.relative, own, relu=relu
+            )
+        problems.append(problem)
+    return problems
+
+
+def solve_to_count(
+    problems: Sequence[Problem], target: PerLayer, adapter: Adapter, solver: Solver
+) -> tuple[list[Problem], list[Solution]]:
+    """Net-Trim at the radius that keeps at most the pattern's count, group by group."""
+    from optprune.solvers.net_trim_admm import radius_for_count
+
+    found, solutions = [], []
+    for problem, part in zip(problems, target.split(adapter.groups, adapter.shape), strict=True):
+        count = part.count((adapter.shape[0] // adapter.groups, adapter.shape[1]))
+        at_radius = radius_for_count(problem, count, solver)
+        found.append(at_radius)
+        solutions += solve_all([at_radius], solver)
+    return found, solutions
+
+
+def _dense(statistics: Statistics, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
+    """The dense weight and bias, from the reference of the statistics."""
+    inputs = adapter.shape[1]
+    bias = statistics.reference[..., inputs] if statistics.reference.shape[-1] > inputs else None
+    return statistics.reference[..., :inputs], bias
+
+
+def on_cpu(problem: Problem) -> Problem:
+    """The same statement with its tensors in main memory."""
+    tensors = problem.tensors()
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return problem
+    return problem.restore({name: tensor.to("cpu") for name, tensor in tensors.items()}, problem.settings())
+
+
+def shipped(problem: Problem, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The variable of a problem that stands for written parameters, in float64."""
+    parts = [weight.double()] if bias is None else [weight.double(), bias.double().unsqueeze(-1)]
+    matrix = torch.cat(parts, -1)
+    return matrix[..., : problem.shape[1]]
