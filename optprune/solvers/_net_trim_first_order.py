@@ -1,0 +1,98 @@
+"""The first-order phase of the Net-Trim solver: ADMM with one factorisation for every penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optprune.solvers._net_trim_layer import FREE, Layer, ball_multiplier, settle
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Splitting $t = Xw$, $s = w$ with scaled duals; penalty and ball multiplier per neuron."""
+
+    s: Float[Tensor, "out d"]
+    t: Float[Tensor, "out n"]
+    dual_s: Float[Tensor, "out d"]
+    dual_t: Float[Tensor, "out n"]
+    rho: Float[Tensor, " out"]
+    mu: Float[Tensor, " out"]
+    primal: Float[Tensor, " out"]
+    dual: Float[Tensor, " out"]
+
+    @property
+    def lam(self) -> Float[Tensor, "out n"]:
+        return self.dual_t * -self.rho[:, None]
+
+
+class FirstOrder:
+    r"""ADMM on $\min \sum p_j|s_j| + h(t)$ subject to $t = Xw$, $s = w$, in the norm $\lVert t \rVert^2 + c \lVert s \rVert^2$.
+
+    The linear step solves with $X^\top X + cI$ whatever the penalty $\rho$ is, so that every neuron can have its own and change
+    it; with fewer samples than inputs the system is solved on the samples' side (Woodbury). $\rho$ balances the relative
+    residuals, the scaled duals are rescaled with it.
+
+    References:
+        Aghasi, Abdi, Romberg 2020, Algorithm 1 (there $c = 1$ and $\rho$ fixed); Boyd et al. 2011, section 3.4.
+    """
+
+    def __init__(self, layer: Layer, relaxation: float) -> None:
+        self.layer, self.relaxation = layer, relaxation
+        samples, d = layer.inputs.shape
+        self.weight = float(layer.inputs.square().sum()) / samples
+        self.weight = self.weight if self.weight > 0 else 1.0
+        self.narrow = samples < d
+        gram = layer.inputs @ layer.columns if self.narrow else layer.columns @ layer.inputs
+        gram.diagonal().add_(self.weight)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+
+    def start(self) -> State:
+        layer = self.layer
+        out, samples = layer.targets.shape
+        d = layer.inputs.shape[1]
+        zero = layer.targets.new_zeros
+        ones = layer.targets.new_ones(out)
+        mu = 1 / layer.size if layer.penalty is None else layer.penalty
+        return State(
+            zero(out, d), zero(out, samples), zero(out, d), zero(out, samples), ones.clone(), mu, ones * torch.inf, ones * torch.inf
+        )
+
+    def _linear(self, right: Tensor) -> Tensor:
+        if not self.narrow:
+            return right @ self.inverse
+        return (right - self.layer.correlate(self.layer.forward(right) @ self.inverse)) / self.weight
+
+    def step(self, state: State, measure: bool = False) -> State:
+        layer, c = self.layer, self.weight
+        w = self._linear(layer.correlate(state.t + state.dual_t).add_(state.s + state.dual_s, alpha=c))
+        through = layer.forward(w)
+        relaxed_t = torch.lerp(state.t, through, self.relaxation)
+        relaxed_s = torch.lerp(state.s, w, self.relaxation)
+        z = relaxed_t - state.dual_t
+        distance = torch.linalg.vector_norm(torch.where(layer.active, z - layer.targets, 0.0), dim=1)
+        mu = ball_multiplier(layer, distance, state.rho, state.mu)
+        t = settle(z, layer.targets, layer.active, mu[:, None], 1 / state.rho[:, None])
+        s = layer.soften(relaxed_s - state.dual_s, 1 / (state.rho[:, None] * c))
+        dual_t, dual_s = t - z, s - (relaxed_s - state.dual_s)
+        primal, dual = state.primal, state.dual
+        if measure:
+            primal = _norm(t - through, s - w, c) / _norm(t, s, c).clamp(min=1e-12)
+            dual = _norm(t - state.t, s - state.s, c) / _norm(dual_t, dual_s, c).clamp(min=1e-12)
+        return State(s, t, dual_s, dual_t, state.rho, mu, primal, dual)
+
+    def rebalance(self, state: State) -> State:
+        """A new penalty per neuron from the last measured residuals."""
+        ratio = (state.primal / state.dual.clamp(min=1e-12)).clamp(1e-12, 1e12).sqrt().clamp(0.1, 10.0)
+        ratio = torch.where((ratio > 1.5) | (ratio < 0.67), ratio, 1.0)
+        scale = (1 / ratio)[:, None]
+        return State(
+            state.s, state.t, state.dual_s * scale, state.dual_t * scale, state.rho * ratio, state.mu, state.primal, state.dual
+        )
+
+
+def _norm(t: Tensor, s: Tensor, weight: float) -> Tensor:
+    return (t.square().sum(1) + weight * s.square().sum(1)).sqrt()

@@ -1,0 +1,139 @@
+"""A Net-Trim problem in the units in which the solver works, and the proximal maps of its two terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from optprune.problems.net_trim import NetTrim
+
+FREE = 1e7
+"""The ball's multiplier, in solver units, that stands for an inactive ball."""
+
+SMALLEST_MULTIPLIER = 1e-14
+"""That of a ball of radius 0."""
+
+_ROOT_STEPS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    r"""One problem, neurons first, inputs scaled to unit root mean square and targets to unit scale.
+
+    $$\min \sum_j p_j |u_j| + h(t), \quad t = X u, \qquad
+      h(t) = \tfrac1{2\mu} \lVert (t - y)_\Omega \rVert^2 + \iota\{t \le v \text{ off } \Omega\}$$
+
+    per neuron; $\mu$ is the multiplier that the ball asks for, or the penalty. Scaling the columns of $X$ turns the l1 norm into one with
+    prices $p$; the bias has price 0.
+
+    Attributes:
+        inputs: $X$ `(n, d)`.
+        columns: $X^\top$, contiguous, so that the columns of a support are gathered as rows.
+        targets: $y$ on $\Omega$, $v$ off it, `(out, n)`.
+        active: $\Omega$ `(out, n)`.
+        price: $p$ `(d,)`.
+        radius: radius of the joint ball `()` in the problem's units, or of the neurons' balls `(out,)` in theirs, or None.
+        penalty: $\mu$ of each neuron, or None.
+        size: what one unit of a neuron's targets is in the problem's; the $\mu$ of a joint ball is common to all neurons as
+            $\mu_m s_m$.
+        unit: what one unit of a weight is in the problem's.
+        dual_unit: the same for the multipliers.
+    """
+
+    inputs: Float[Tensor, "n d"]
+    columns: Float[Tensor, "d n"]
+    targets: Float[Tensor, "out n"]
+    active: Bool[Tensor, "out n"]
+    price: Float[Tensor, " d"]
+    radius: Float[Tensor, "..."] | None
+    penalty: Float[Tensor, " out"] | None
+    size: Float[Tensor, " out"]
+    unit: Float[Tensor, "out d"]
+    dual_unit: float
+
+    @classmethod
+    def of(cls, problem: NetTrim) -> Layer:
+        """A single problem in solver units."""
+        samples = problem.inputs.shape[0]
+        spread = problem.inputs.square().mean(0).sqrt()
+        spread = torch.where(spread > 0, spread, 1.0)
+        targets = problem.targets if problem.ceiling is None else problem.targets + problem.ceiling
+        size = targets.square().mean(0).sqrt()
+        size = torch.where(size > 0, size, size.amax())
+        size = torch.where(size > 0, size, 1.0)
+        price = torch.where(problem.penalised, 1 / spread, 0.0)
+        # The unit of the objective is chosen so that multipliers come out near 1.
+        dual_unit = float(price[price > 0].median()) / samples if bool(problem.penalised.any()) else 1.0
+        inputs = problem.inputs / spread
+        return cls(
+            inputs=inputs,
+            columns=inputs.mT.contiguous(),
+            targets=(targets / size).mT.contiguous(),
+            active=problem.active.mT.contiguous(),
+            price=price / dual_unit,
+            radius=problem.radius / size if problem.per_neuron else problem.radius,
+            penalty=None if problem.penalty is None else problem.penalty * dual_unit / size,
+            size=size,
+            unit=size[:, None] / spread,
+            dual_unit=dual_unit,
+        )
+
+    @property
+    def per_neuron(self) -> bool:
+        return self.radius is not None and self.radius.dim() == 1
+
+    def soften(self, u: Tensor, amount: Tensor) -> Tensor:
+        r"""The proximal map of `amount` times $\sum_j p_j |u_j|$; `amount` is a column, one per neuron."""
+        threshold = amount * self.price
+        return u - torch.minimum(torch.maximum(u, -threshold), threshold)
+
+    def correlate(self, lam: Tensor) -> Tensor:
+        r"""$X^\top \lambda$ per neuron."""
+        return lam @ self.inputs
+
+    def forward(self, u: Tensor) -> Tensor:
+        r"""$X u$ per neuron."""
+        return u @ self.columns
+
+
+def settle(z: Tensor, targets: Tensor, active: Tensor, mu: Tensor, tau: Tensor) -> Tensor:
+    r"""The proximal map of $\tau h$ at $z$: towards $y$ on $\Omega$, cut at $v$ off it; `mu`, `tau` are columns."""
+    weight = mu / (mu + tau)
+    return torch.where(active, torch.lerp(targets, z, weight), torch.minimum(z, targets))
+
+
+def ball_multiplier(layer: Layer, distance: Tensor, rho: Tensor, start: Tensor) -> Tensor:
+    r"""The $\mu$ at which the points after `settle` with $\tau = 1/\rho$ lie on the ball, one per neuron.
+
+    With distances $\delta_m$ from $y_m$ before, the residual after is $\delta_m w_m$, $w_m = \mu\rho_m/(1 + \mu\rho_m)$. For a ball per neuron
+    $w_m = \varepsilon_m / \delta_m$; for the joint ball $\sum_m (\delta_m w_m)^2 = \varepsilon^2$ is solved by Newton steps in
+    logarithms, where the left side is increasing and concave. Points inside get `FREE`.
+
+    Args:
+        layer: for the form and the radius.
+        distance: $\delta$ `(out,)`.
+        rho: $\rho$ `(out,)`.
+        start: a first guess `(out,)`, all equal for a joint ball.
+    """
+    if layer.penalty is not None:
+        return layer.penalty
+    assert layer.radius is not None
+    if layer.per_neuron:
+        inside = distance <= layer.radius
+        weight = layer.radius / torch.where(inside, 1.0, distance)
+        return torch.where(inside, FREE, weight / ((1 - weight).clamp(min=1e-300) * rho)).clamp(max=FREE)
+    log_mu = (start * layer.size).mean().clamp(min=1e-300).log()
+    shift = rho.log() - layer.size.log()
+    square = (distance * layer.size).square()
+    wanted = 2 * layer.radius.log()
+    for _ in range(_ROOT_STEPS):
+        weight = torch.sigmoid(log_mu + shift)
+        terms = square * weight.square()
+        total = terms.sum().clamp(min=1e-300)
+        slope = 2 * (terms * (1 - weight)).sum() / total
+        log_mu = log_mu + ((wanted - total.log()) / slope.clamp(min=1e-6)).clamp(-7.0, 7.0)
+    inside = square.sum().sqrt() <= layer.radius
+    return torch.where(inside, FREE, (log_mu.exp() / layer.size).clamp(SMALLEST_MULTIPLIER, FREE))

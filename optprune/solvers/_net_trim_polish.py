@@ -1,0 +1,97 @@
+"""The exact end of a Net-Trim solve: on given supports and active ceilings the optimum is affine in the ball's multiplier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
+from optprune.solvers._net_trim_newton import supports
+
+_STIFFNESS = 1e5
+_RIDGE = 1e-9
+_SWEEPS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    r"""On one piece, $u = a + \mu b$ and $\mu\lambda = \alpha + \mu\beta$: base $(a, \alpha)$ and slope $(b, \beta)$ per neuron."""
+
+    base: Float[Tensor, "rows d"]
+    slope: Float[Tensor, "rows d"]
+    lam_base: Float[Tensor, "rows n"]
+    lam_slope: Float[Tensor, "rows n"]
+
+
+def piece(
+    layer: Layer,
+    rows: Tensor,
+    centre: Float[Tensor, "rows d"],
+    force: Float[Tensor, "rows n"],
+    signs: Float[Tensor, "rows d"],
+    support: Bool[Tensor, "rows d"],
+    tight: Bool[Tensor, "rows n"],
+) -> Piece:
+    r"""Solve, for every neuron, its optimality conditions on support $S$ with signs $s$ and tight ceilings $J$:
+
+    $$X_{\Omega S}^\top (X_{\Omega S} u - y) + X_{JS}^\top \nu = -\mu\, p \circ s, \qquad X_{JS}\, u = v_J,$$
+
+    for the two right-hand sides (constant part, part in $\mu$), $\nu = \mu \lambda_J$. The ceilings enter the matrix with a large weight
+    and the method of multipliers on the one factorisation makes them exact; a slight ridge, centred at the last iterate and
+    therefore without effect on what it converges to, bears dependent columns.
+    """
+    targets, active = layer.targets[rows], layer.active[rows]
+    zero_u, zero_l = torch.zeros_like(centre), torch.zeros_like(targets)
+    base, slope, lam_base, lam_slope = zero_u, zero_u.clone(), zero_l, zero_l.clone()
+    for part, order, valid in supports(support, targets.shape[1]):
+        chosen = layer.columns[order].mul_(valid[..., None])
+        on, held = active[part, None, :], tight[part, None, :]
+        gram = torch.where(on, chosen, 0.0) @ chosen.mT
+        size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1.0)[:, None]
+        stiff = _STIFFNESS * size / chosen.shape[2]
+        stiff = _STIFFNESS * torch.ones_like(stiff)
+        system = gram + stiff[..., None] * (torch.where(held, chosen, 0.0) @ chosen.mT)
+        system.diagonal(dim1=1, dim2=2).add_(_RIDGE * size + (~valid) * size)
+        factor, _ = torch.linalg.cholesky_ex(system)
+        price = layer.price[order] * signs[part].gather(1, order)
+        x = torch.stack((centre[part].gather(1, order) * valid, torch.zeros_like(price)), -1)
+        nu = torch.stack((torch.where(tight[part], force[part], 0.0), torch.zeros_like(targets[part])), -1)
+        goal = torch.stack((targets[part], torch.zeros_like(targets[part])), -1)
+        pull = torch.stack((torch.zeros_like(price), -price * valid), -1)
+        for _ in range(_SWEEPS):
+            out = chosen.mT @ x - goal
+            push = torch.where(on.mT, out, torch.where(held.mT, nu + stiff[..., None] * out, 0.0))
+            x = x + torch.cholesky_solve(pull - chosen @ push, factor)
+            out = chosen.mT @ x - goal
+            nu = torch.where(held.mT, nu + stiff[..., None] * out, 0.0)
+        out = torch.where(on.mT, out, nu)
+        base[part] = base[part].scatter(1, order, x[..., 0] * valid)
+        slope[part] = slope[part].scatter(1, order, x[..., 1] * valid)
+        lam_base[part], lam_slope[part] = out[..., 0], out[..., 1]
+    return Piece(base, slope, lam_base, lam_slope)
+
+
+def ball_on_piece(layer: Layer, base: Tensor, slope: Tensor) -> Tensor:
+    r"""The $\mu$ at which $\sum \lVert r_m + \mu q_m \rVert^2 = \varepsilon^2$, one per neuron; 0 where no $\mu \ge 0$ is small enough.
+
+    Args:
+        layer: for the form and the radius.
+        base: residual $r$ on the active entries at $\mu = 0$ `(out, n)`.
+        slope: its derivative $q$.
+    """
+    if layer.penalty is not None:
+        return layer.penalty
+    assert layer.radius is not None
+    if not layer.per_neuron:
+        base = base * layer.size[:, None]
+    parts = torch.stack((slope.square().sum(1), (base * slope).sum(1), base.square().sum(1)))
+    if not layer.per_neuron:
+        parts = parts.sum(1, keepdim=True)
+    two, one, zero = parts
+    rest = zero - layer.radius.square()
+    root = (one.square() - two * rest).clamp(min=0).sqrt()
+    mu = torch.where(one > 0, -rest / (one + root).clamp(min=1e-300), (root - one) / two.clamp(min=1e-300))
+    return (mu if layer.per_neuron else mu / layer.size).clamp(SMALLEST_MULTIPLIER, FREE)
