@@ -1,0 +1,15 @@
+"""For tests and authors of plug-ins: golden instances, hypothesis strategies, the conformance suite of solvers."""
+
+from optprune.testing.conformance import ConformanceError, ConformanceReport, Fault, check_solver
+from optprune.testing.instances import Golden, l0_instances, net_trim_instances, rescaled
+
+__all__ = [
+    "ConformanceError",
+    "ConformanceReport",
+    "Fault",
+    "Golden",
+    "check_solver",
+    "l0_instances",
+    "net_trim_instances",
+    "rescaled",
+]

@@ -1,0 +1,280 @@
+"""Golden instances: small problems made from seeds, each with its optimum, computed once when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optprune.errors import UnsupportedError
+from optprune.patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
+from optprune.problems import L0LeastSquares, Problem
+from optprune.problems.net_trim import NetTrim
+from optprune.solvers import Exhaustive, Solver, solve
+from optprune.statistics import Statistics
+
+OUT, IN, SAMPLES = 2, 8, 40
+"""Shape of an instance unless its name says otherwise: small enough to enumerate every support."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A problem and what is known of it.
+
+    Attributes:
+        name: unique among the instances.
+        problem: the statement.
+        tolerance: relative accuracy of `optimum`.
+        regular: generic and well conditioned: no ties, no two inputs alike, more samples than inputs. Answers, not only
+            objectives, can then be compared, and to many digits.
+        convex: a solver that claims to be done has the optimum.
+        scale: a value of the objective that is not small; `tolerance` times it is how far numbers near zero may be off.
+    """
+
+    name: str
+    problem: Problem
+    tolerance: float
+    regular: bool
+    convex: bool
+    scale: float
+
+    @property
+    def floor(self) -> float:
+        """Absolute accuracy: what rounding can do to a difference of numbers of the size of `scale`."""
+        return self.tolerance * self.scale
+
+    @cached_property
+    def optimum(self) -> float:
+        """The least objective of an admissible matrix: by enumeration, or by an interior-point method."""
+        reference = _interior_point() if self.convex else Exhaustive()
+        solution = solve(self.problem, reference, certified=False, throw=True)
+        return float(self.problem.objective(solution.matrix))
+
+
+def data(
+    seed: int, out: int = OUT, inputs: int = IN, samples: int = SAMPLES
+) -> tuple[Float[Tensor, "out in"], Float[Tensor, "n in"]]:
+    """A dense weight and Gaussian rows of inputs, float64, from a seed."""
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out, inputs, generator=rng, dtype=torch.float64)
+    return weight, torch.randn(samples, inputs, generator=rng, dtype=torch.float64)
+
+
+def every_pattern() -> list[Pattern]:
+    """One pattern of each type for the shape (OUT, IN), none of them trivial."""
+    chessboard = torch.arange(OUT * IN).reshape(OUT, IN) % 3 == 0
+    return [
+        PerLayer(5),
+        PerRow(3),
+        NOfM(2, 4),
+        NOfM(1, 2),
+        Blocks(1, 2, 3),
+        Blocks(2, 2, 2),
+        Rows(1),
+        Columns(3),
+        Fixed(chessboard),
+    ]
+
+
+def _interior_point() -> Solver:
+    from optprune.solvers import Cvxpy
+
+    return Cvxpy("CLARABEL")
+
+
+@singledispatch
+def rescaled(problem: Problem, inputs: float, weights: float) -> Problem:
+    """The problem with inputs and weights multiplied; its answer is the answer of the original times `weights`.
+
+    Register the rule of another problem type with `rescaled.register`.
+
+    Raises:
+        UnsupportedError: no rule is registered.
+    """
+    raise UnsupportedError(
+        f"no scaling rule for {type(problem).__name__}; register one: @optprune.testing.rescaled.register"
+    )
+
+
+@rescaled.register
+def _(problem: L0LeastSquares, inputs: float, weights: float) -> Problem:
+    powers = {"gram": (2, 0), "cross": (2, 1), "energy": (2, 2), "reference": (0, 1)}
+    return _rescaled(problem, powers, inputs, weights)
+
+
+@rescaled.register
+def _(problem: NetTrim, inputs: float, weights: float) -> Problem:
+    powers = {"inputs": (1, 0), "targets": (1, 1), "ceiling": (1, 1), "radius": (1, 1), "penalty": (2, 1)}
+    return _rescaled(problem, powers, inputs, weights)
+
+
+def _rescaled(problem: Problem, powers: Mapping[str, tuple[int, int]], inputs: float, weights: float) -> Problem:
+    def scaled(name: str, tensor: Tensor) -> Tensor:
+        if name not in powers:
+            return tensor.clone()
+        of_inputs, of_weights = powers[name]
+        return tensor * (inputs**of_inputs * weights**of_weights)
+
+    return problem.restore({name: scaled(name, t) for name, t in problem.tensors().items()}, problem.settings())
+
+
+@cache
+def l0_instances() -> tuple[Golden, ...]:
+    """Golden instances of `L0LeastSquares`."""
+    return tuple(_l0())
+
+
+@cache
+def net_trim_instances() -> tuple[Golden, ...]:
+    """Golden instances of `NetTrim`."""
+    return tuple(_net_trim())
+
+
+def _l0() -> Iterator[Golden]:
+    def golden(name: str, problem: L0LeastSquares, regular: bool = False) -> Golden:
+        return Golden(name, problem, 1e-9, regular, convex=False, scale=float(problem.objective(0 * problem.dense)))
+
+    for index, pattern in enumerate(every_pattern()):
+        # Two of a kind make a stack; four patterns span the layouts of budgets and units.
+        twice = isinstance(pattern, (PerLayer, NOfM, Blocks, Columns))
+        for seed in (index, 100 + index)[: 1 + twice]:
+            yield golden(f"gaussian, {pattern}, seed {seed}", L0LeastSquares.from_layer(*data(seed), pattern), True)
+    for k in (0, IN):
+        yield golden(f"density {k // IN}", L0LeastSquares.from_layer(*data(10), PerRow(k)), True)
+    for shape in ((1, IN), (OUT, 1), (1, 1)):
+        problem = L0LeastSquares.from_layer(*data(11, *shape), PerLayer(1))
+        yield golden(f"{shape[0]} outputs x {shape[1]} inputs", problem, True)
+    weight, inputs = data(12)
+    narrow = L0LeastSquares.from_layer(weight.float(), inputs.float(), PerRow(3))
+    yield golden("float32 tensors", narrow, True)
+    yield golden("bfloat16 weight", L0LeastSquares.from_layer(weight.bfloat16(), inputs, PerRow(3)), True)
+    damped = L0LeastSquares.from_layer(*data(13, samples=4), PerRow(3), damping=0.1)
+    yield golden("damped, fewer samples than inputs", damped, True)
+    yield golden("cascade targets", _cascade(14, PerLayer(5)), True)
+    for name, make in _HARD_LAYERS.items():
+        for pattern in (PerLayer(5), NOfM(2, 4))[: 1 + (name in _HARD_FOR_GROUPS)]:
+            yield golden(f"{name}, {pattern}", L0LeastSquares.from_layer(*make(), pattern))
+
+
+def _cascade(seed: int, pattern: Pattern) -> L0LeastSquares:
+    """The layer sees inputs changed by a pruned prefix; the targets are the dense network's."""
+    weight, inputs = data(seed)
+    _, noise = data(seed + 1)
+    return L0LeastSquares(Statistics.from_samples(inputs + 0.1 * noise, inputs @ weight.T, weight), pattern)
+
+
+def _ill_conditioned() -> tuple[Tensor, Tensor]:
+    weight, inputs = data(20)
+    left, _, right = torch.linalg.svd(inputs, full_matrices=False)
+    return weight, left * torch.logspace(0, -4, IN, dtype=torch.float64) @ right
+
+
+def _correlated() -> tuple[Tensor, Tensor]:
+    """Rectified rows of an autoregressive process, as behind a ReLU."""
+    weight, noise = data(21)
+    columns = [noise[:, 0]]
+    for j in range(1, IN):
+        columns.append(0.95 * columns[-1] + (1 - 0.95**2) ** 0.5 * noise[:, j])
+    return weight, torch.stack(columns, -1).clamp(min=0)
+
+
+def _dead_inputs() -> tuple[Tensor, Tensor]:
+    weight, inputs = data(22)
+    inputs[:, [2, 5]] = 0.0
+    return weight, inputs
+
+
+def _duplicated_columns() -> tuple[Tensor, Tensor]:
+    weight, inputs = data(23)
+    inputs[:, 4] = inputs[:, 1]
+    inputs[:, 6] = -2.0 * inputs[:, 3]
+    return weight, inputs
+
+
+def _few_samples() -> tuple[Tensor, Tensor]:
+    return data(24, samples=4)
+
+
+def _bad_scales() -> tuple[Tensor, Tensor]:
+    """Inputs of scale 1e-6 to 1e6, all of them equally important."""
+    weight, inputs = data(25)
+    scales = torch.logspace(-6, 6, IN, dtype=torch.float64)
+    return weight / scales, inputs * scales
+
+
+def _ties() -> tuple[Tensor, Tensor]:
+    """Orthogonal inputs of one length and weights of one magnitude: every support of full size is optimal."""
+    weight, inputs = data(26)
+    left, _ = torch.linalg.qr(inputs)
+    return weight.sign(), left
+
+
+def _zero_weight_row() -> tuple[Tensor, Tensor]:
+    weight, inputs = data(27)
+    weight[0] = 0.0
+    return weight, inputs
+
+
+def _all_zero_samples() -> tuple[Tensor, Tensor]:
+    weight, inputs = data(28)
+    return weight, torch.zeros_like(inputs)
+
+
+_HARD_LAYERS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "ill-conditioned": _ill_conditioned,
+    "correlated": _correlated,
+    "dead inputs": _dead_inputs,
+    "duplicated columns": _duplicated_columns,
+    "fewer samples than inputs": _few_samples,
+    "scales 1e-6 to 1e6": _bad_scales,
+    "ties": _ties,
+    "zero weight row": _zero_weight_row,
+    "all samples zero": _all_zero_samples,
+}
+
+_HARD_FOR_GROUPS = {"dead inputs", "duplicated columns", "ties"}
+"""Layers that are also hard where a budget is as small as a group."""
+
+
+def _net_trim() -> Iterator[Golden]:
+    def golden(name: str, problem: NetTrim, regular: bool = False) -> Golden:
+        scale = float(problem.size) / max(float(torch.linalg.matrix_norm(problem.inputs, 2)), 1e-300)
+        return Golden(name, problem, 1e-7, regular, convex=True, scale=scale)
+
+    def share(weight: Tensor, inputs: Tensor, fraction: float) -> float:
+        return fraction * float((inputs @ weight.T).clamp(min=0).norm())
+
+    for seed in (30, 130):
+        weight, inputs = data(seed, out=4)
+        radius = share(weight, inputs, 0.2)
+        bias = data(seed + 1, out=4)[0][:, 0]
+        each = 0.2 * (inputs @ weight.T).clamp(min=0).norm(dim=0)
+        yield golden(f"joint, seed {seed}", NetTrim.from_layer(weight, inputs, radius), True)
+        yield golden(f"joint with bias, seed {seed}", NetTrim.from_layer(weight, inputs, radius, bias), True)
+        yield golden(f"per neuron, seed {seed}", NetTrim.from_layer(weight, inputs, each), True)
+        yield golden(f"per neuron with bias, seed {seed}", NetTrim.from_layer(weight, inputs, each, bias), True)
+        yield golden(f"linear, seed {seed}", NetTrim.from_layer(weight, inputs, radius, relu=False), True)
+    weight, inputs = data(32, out=4)
+    behind = inputs + 0.05 * data(33)[1]
+    dense = inputs @ weight.T
+    yield golden("cascade", NetTrim.cascade(weight, behind, dense, gamma=1.1), True)
+    yield golden("cascade with gain", NetTrim.cascade(weight, behind, dense, gain=0.3), True)
+    yield golden("cascade per neuron", NetTrim.cascade(weight, behind, dense, gamma=1.1, per_neuron=True), True)
+    narrow = NetTrim.from_layer(weight.float(), inputs.float(), share(weight, inputs, 0.1))
+    yield golden("float32 tensors", narrow, True)
+    yield golden("radius large", NetTrim.from_layer(weight, inputs, share(weight, inputs, 2.0)))
+    dead = weight.clone()
+    dead[1] = -dead[1].abs()
+    positive = inputs.abs()
+    yield golden("dead neuron", NetTrim.from_layer(dead, positive, share(dead, positive, 0.2)))
+    for shape in ((1, IN), (4, 1), (1, 1)):
+        layer = data(34, *shape)
+        yield golden(f"{shape[0]} outputs x {shape[1]} inputs", NetTrim.from_layer(*layer, share(*layer, 0.2)))
+    for name, make in _HARD_LAYERS.items():
+        if name != "scales 1e-6 to 1e6":  # l1 norms of weights that differ by 1e12 have no meaning, and no reference
+            layer = make()
+            yield golden(name, NetTrim.from_layer(*layer, share(*layer, 0.2)))
