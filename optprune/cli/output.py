@@ -31,10 +31,7 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 
         table.add_column(head, justify="right" if right else "left", no_wrap=not wrap)
     for row in rows:
         table.add_row(*map(escape, row))
-    console = Console(highlight=False)
-    if not wrap:
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    Console(width=None if wrap else 10_000, highlight=False).print(table)
 
 
 def print_outcome(outcome: Outcome) -> None:

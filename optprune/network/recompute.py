@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import optprune.problems
@@ -131,4 +132,22 @@ def _check_record(
 
 
 def check_network(run: Examination) -> None:
-    """The bound of the whole network follows from the numbers of its layers, and the measured error obeys it."""
+    """The network's bound against the norms of the shipped layers and the measured error.
+
+    What was measured on the calibration data is not measured again: that data is no part of a run.
+    """
+    report = Report.from_json(run.document["report"])
+    network = report.network
+    if network is None or network.bound is None:
+        return
+    if network.measured is not None and not network.measured <= network.bound:
+        run.add(None, files.REPORT, f"network: error {network.measured:.17g} exceeds its bound {network.bound:.17g}")
+    state = read_dense(run.folder / WEIGHTS)
+    for name, term in network.terms.items():
+        layer = run.layers[name]
+        groups = len(layer["parts"]) or 1
+        norm = float(torch.linalg.matrix_norm(matrices(state[layer["weight"]], None, groups), ord=2).max())
+        if term["gain"] != 0.0 and term["gain"] < norm * (1 - TOLERANCE):  # 0: its output was measured instead
+            run.add(name, files.REPORT, f"gain {term['gain']:.17g} recorded, the norm is {norm:.17g} at least")
+        if term["bound"] < term["local"]:
+            run.add(name, files.REPORT, f"bound {term['bound']:.17g} recorded, below the layer's own error")
