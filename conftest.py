@@ -16,10 +16,13 @@ if any(name.partition(".")[0] == "optprune" for name in sys.modules):
     raise RuntimeError("optprune was imported before its annotations could be checked; import it in tests only")
 
 
+# Methods are decorated one by one, where beartype cannot know which class `Self` is; an int is a float, as for pyright.
+_TYPES = BeartypeConf(hint_overrides=FrozenDict({Self: object}), is_pep484_tower=True)
+
+
 def checked(function):
     """Decorate a function, so that a call with other types or shapes than annotated raises."""
-    # Methods are decorated one by one, where beartype cannot know which class `Self` is.
-    return beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: object})))(function)
+    return beartype(conf=_TYPES)(function)
 
 
 install_import_hook("optprune", f"{__name__}.checked")

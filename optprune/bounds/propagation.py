@@ -13,16 +13,19 @@ from optprune.bounds._theorem import theorem
 from optprune.errors import InvalidInputError
 
 
+@theorem("T04")
 def up(x: float) -> float:
-    """The next float64 above a rounded nonnegative number; exact zeros stay."""
+    """The next float64 above a rounded nonnegative number; exact zeros stay (T04 (g))."""
     return x if x == 0.0 else math.nextafter(x, math.inf)
 
 
+@theorem("T04")
 def times(a: float, b: float) -> float:
     """An upper bound of the product of nonnegative numbers."""
     return 0.0 if a == 0.0 or b == 0.0 else math.nextafter(a * b, math.inf)
 
 
+@theorem("T04")
 def plus(*terms: float) -> float:
     """An upper bound of the sum of nonnegative numbers."""
     return up(math.fsum(terms))

@@ -1,12 +1,17 @@
 """T04: the chain on random networks, the constants against exact operator norms, and where it is an equality."""
 
 import math
+from fractions import Fraction
 from itertools import pairwise, product
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+
+from optprune.bounds.propagation import added, affine, axis_multiplicity, chain, convolution_gain, plus, stacked, times
 
 
 def normal(rng: torch.Generator, *shape: int) -> torch.Tensor:
@@ -37,14 +42,16 @@ def test_the_chain_bounds_the_measured_error(size, rng):
         shifted = [b + size * normal(rng, *b.shape) for b in biases]
         x = normal(rng, 12, widths[0])
         seen, seen_pruned = forward(dense, biases, x), forward(pruned, shifted, x)
-        parallel = cascade = 0.0
+        errors, cascade = [], 0.0
         for l, (w, v) in enumerate(zip(dense, pruned, strict=True)):
             change = shifted[l] - biases[l]
-            parallel = spectral(v) * parallel + float((seen[l] @ (v - w).mT + change).norm())
-            cascade = spectral(w) * cascade + float((seen_pruned[l] @ (v - w).mT + change).norm())
+            errors.append(float((seen[l] @ (v - w).mT + change).norm()))
+            cascade = affine(spectral(w), cascade, float((seen_pruned[l] @ (v - w).mT + change).norm()))
+        parallel = chain(errors, [spectral(v) for v in pruned])
         measured = float((seen_pruned[-1] - seen[-1]).norm())
         assert measured <= parallel * (1 + 1e-12)
         assert measured <= cascade * (1 + 1e-12)
+        assert measured > 1e-3 * parallel, "the instance would not notice a wrong bound"
 
 
 def test_aligned_errors_are_an_equality_and_a_smaller_norm_breaks_it():
@@ -54,12 +61,10 @@ def test_aligned_errors_are_an_equality_and_a_smaller_norm_breaks_it():
     dense, pruned = [0 * step, second], [step, second]
     biases = [torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
     measured = float((forward(pruned, biases, x)[-1] - forward(dense, biases, x)[-1]).norm())
-    assert measured == pytest.approx(spectral(second) * float(step.norm()), rel=1e-14)
-    assert measured > spectral(second) * (1 - 1e-3) * float(step.norm())
-
-
-def axis_multiplicity(kernel: int, stride: int, dilation: int) -> int:
-    return math.ceil(kernel / (stride // math.gcd(stride, dilation)))
+    bound = chain([float(step.norm()), 0.0], [0.0, spectral(second)])
+    assert measured <= bound
+    assert measured == pytest.approx(bound, rel=1e-14)
+    assert measured > chain([float(step.norm()), 0.0], [0.0, spectral(second) * (1 - 1e-3)])
 
 
 def test_unfolding_multiplicity_along_an_axis_is_the_largest_count():
@@ -82,7 +87,7 @@ def test_convolution_constant_is_above_the_operator_norm(kernel, stride, dilatio
     padding = dilation * (kernel - 1)
     operator = F.conv1d(basis, weight, stride=stride, dilation=dilation, padding=padding, groups=groups).flatten(1)
     largest = max(spectral(part.flatten(1)) for part in weight.chunk(groups))
-    constant = math.sqrt(axis_multiplicity(kernel, stride, dilation)) * largest
+    constant = convolution_gain(largest, axis_multiplicity(kernel, stride, dilation))
     assert spectral(operator) <= constant * (1 + 1e-12)
     # Ones on the taps that meet the same entries: the constant is attained up to the borders.
     multiplicity = axis_multiplicity(kernel, stride, dilation)
@@ -149,6 +154,17 @@ def test_batch_norm_constant_is_the_largest_scale(rng):
 def test_sums_and_concatenations(rng):
     for _ in range(50):
         a, b = normal(rng, 4, 6), normal(rng, 4, 6)
-        assert float((a + b).norm()) <= float(a.norm() + b.norm())
-        joined = float(torch.cat([a, b], 1).norm())
-        assert joined == pytest.approx(math.hypot(float(a.norm()), float(b.norm())), rel=1e-12)
+        sizes = [float(a.norm()), float(b.norm())]
+        assert float((a + b).norm()) <= added(sizes)
+        assert float(torch.cat([a, b], 1).norm()) == pytest.approx(stacked(sizes), rel=1e-12)
+    assert added([2.0, 3.0]) == pytest.approx(5.0, rel=1e-15)
+
+
+@given(st.lists(st.floats(0, 1e150), min_size=1, max_size=6))
+def test_every_operation_rounds_up(numbers):
+    exact = [Fraction(number) for number in numbers]
+    assert Fraction(plus(*numbers)) >= sum(exact)
+    assert Fraction(times(numbers[0], numbers[-1])) >= exact[0] * exact[-1]
+    assert Fraction(stacked(numbers)) ** 2 >= sum(number**2 for number in exact)
+    assert plus(*numbers) <= float(sum(exact)) * (1 + 1e-15) + 1e-300
+    assert times(numbers[0], numbers[-1]) <= float(exact[0] * exact[-1]) * (1 + 1e-15) + 1e-300
