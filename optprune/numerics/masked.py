@@ -40,7 +40,7 @@ def masked_least_squares(
     mask: Bool[Tensor, "*batch d_out d_in"],
     *,
     damping: float = 0.0,
-    memory: int = 2**28,
+    memory: int = 2**26,
 ) -> MaskedSolution:
     r"""Row $i$ minimises $\tfrac12 w^\top (G + \delta\,\bar g\,I) w - c_i^\top w$ over $w$ supported on `mask[i]`.
 
@@ -59,7 +59,7 @@ def masked_least_squares(
         rhs: One right-hand side $c_i$ per row.
         mask: True where the weight may be nonzero; empty and full rows are allowed.
         damping: $\delta$, relative to the mean diagonal.
-        memory: Bytes that the gathered blocks may take (but one block at least is held).
+        memory: Bytes that the gathered blocks may take (but one block at least is held). More pays on a GPU only.
 
     Raises:
         InvalidInputError: `damping` is negative or not finite, or `memory` is not positive.
@@ -228,7 +228,9 @@ def _solve_blocks(
     """Cholesky where it holds, the minimum-norm solution where it breaks down; says where that was."""
     factor, minor = try_cholesky(block)
     singular = minor > 0
-    solution = torch.cholesky_solve(columns, factor)
+    # Two triangular solves take a tenth of the time of a batched cholesky_solve with few columns.
+    half = torch.linalg.solve_triangular(factor, columns, upper=False)
+    solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     if bool(singular.any()):
         values, vectors = torch.linalg.eigh(block[singular])
         cutoff = values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
