@@ -145,7 +145,7 @@ def average_gain(multiplicity: int, window: int) -> float:
     return up(math.sqrt(up(multiplicity / window)))
 
 
-def _require(**values: float) -> None:
+def _require(**values: float | int) -> None:
     for name, value in values.items():
         if not value >= 0:
             raise InvalidInputError(f"{name} = {value} given; a number >= 0 is needed")
