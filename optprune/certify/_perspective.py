@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from optprune.numerics.linalg import factorize, spectral_norm
 from optprune.errors import NotPositiveDefiniteError
+from optprune.numerics.linalg import factorize
 from optprune.numerics.rounding import UNIT
-from optprune.patterns import Pattern
+from optprune.patterns import Pattern, Shape
 from optprune.problems.least_squares import L0LeastSquares
 
 
@@ -40,123 +42,93 @@ def scaled_minorant(gram: Float[Tensor, "in in"]) -> Float[Tensor, " in"]:
     return minorant
 
 
-def strengthen(
-    problem: L0LeastSquares,
-    minorant: Float[Tensor, " in"],
-    start: Float[Tensor, "out in"],
-    *,
-    max_steps: int = 2000,
-    check_every: int = 25,
-    tolerance: float = 1e-4,
-) -> Float[Tensor, "out in"]:
-    r"""Move the point of linearisation towards the best bound for this minorant.
+@dataclass(frozen=True, eq=False)
+class Perspective:
+    r"""The convex relaxation whose value is the best bound of a minorant, in the coordinates $x = u \delta^{1/2}$.
 
-    The best bound is the value of the perspective relaxation
-    $\min_{U, z} \langle U, U A\rangle - 2\langle U, B\rangle + \sum_{units} \lVert U_{unit} \rVert_\delta^2 / z_{unit}$ over
-    $z \in [0,1]$ with at most `kept` in total in each budget. Solved by FISTA with adaptive restart in the coordinates
-    $U \delta^{1/2}$. The bound is evaluated every `check_every` steps, the best point of every independent part is kept, and
-    the iteration ends when the total has grown by less than `tolerance` of itself over five evaluations.
+    $$\min_{x, z} \langle x, x A\rangle - 2 \langle x, b\rangle + \sum_{units} \lVert x_{unit} \rVert^2 / z_{unit}, \qquad
+      z \in [0, 1], \; \sum_{units} z \le k \text{ in each budget}$$
+
+    with $A = \delta^{-1/2} H \delta^{-1/2} - I$ and $b = B \delta^{-1/2}$, over the live inputs. Every $x$ gives the bound
+    $c - \langle x, x A\rangle - \max_{S} \sum_S (b - xA)^2$.
+
+    Attributes:
+        pattern: the family of supports.
+        shape: of the layer.
+        live: inputs that are not dead.
+        root: $\delta^{1/2}$ on the live inputs.
+        a: $A$.
+        b: $b$, one row per output.
+        energy: $c$ per row.
     """
-    live = minorant > 0
-    root = minorant[live].sqrt()
-    h = problem.gram[live][:, live] / (root[:, None] * root[None, :])
-    a = h - torch.eye(len(root), dtype=h.dtype, device=h.device)
-    b = problem.linear[:, live] / root
-    lipschitz = 2 * spectral_norm(a).clamp_min(torch.finfo(h.dtype).tiny)
-    relaxation = _Relaxation(problem.pattern, problem.shape, live)
-    x = y = start[:, live] * root
-    xa = ya = x @ a
-    theta = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-    best = _Best(problem, live)
-    best.offer(x, xa, b)
-    for step in range(1, max_steps + 1):
-        new = relaxation.prox(y - 2 * (ya - b) / lipschitz, lipschitz)
-        new_a = new @ a
-        restart = ((y - new) * (new - x)).sum(-1, keepdim=True) > 0
-        theta = torch.where(restart, 1.0, theta)
-        following = (1 + (1 + 4 * theta.square()).sqrt()) / 2
-        momentum = torch.where(restart, 0.0, (theta - 1) / following)
-        y, ya = new + momentum * (new - x), new_a + momentum * (new_a - xa)
-        x, xa, theta = new, new_a, following
-        if step % check_every == 0:
-            best.offer(x, xa, b)
-            if best.stalled(tolerance):
-                break
-    point = torch.zeros_like(start)
-    point[:, live] = best.point / root
-    return point
+
+    pattern: Pattern
+    shape: Shape
+    live: Bool[Tensor, " in"]
+    root: Float[Tensor, " live"]
+    a: Float[Tensor, "live live"]
+    b: Float[Tensor, "out live"]
+    energy: Float[Tensor, " out"]
+
+    @classmethod
+    def of(cls, problem: L0LeastSquares, minorant: Float[Tensor, " in"]) -> Perspective:
+        """The relaxation of a problem for a minorant that is positive on the live inputs."""
+        live = minorant > 0
+        root = minorant[live].sqrt()
+        a = problem.gram[live][:, live] / (root[:, None] * root[None, :])
+        a.diagonal().sub_(1.0)
+        return cls(problem.pattern, problem.shape, live, root, a, problem.linear[:, live] / root, problem.energy)
+
+    def enter(self, u: Float[Tensor, "out in"]) -> Float[Tensor, "out live"]:
+        """Into the coordinates of the relaxation."""
+        return u[:, self.live] * self.root
+
+    def leave(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "out in"]:
+        """Back to the layer's coordinates; dead inputs are 0."""
+        return self.widen(x / self.root)
+
+    def widen(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "out in"]:
+        """Put zeros on the dead inputs."""
+        full = torch.zeros(self.shape, dtype=x.dtype, device=x.device)
+        full[:, self.live] = x
+        return full
+
+    def norms(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "budgets units"]:
+        """The norm of every unit."""
+        return self.pattern.units(self.widen(x)).square().sum(-1).sqrt()
+
+    def spread(self, z: Float[Tensor, "budgets units"]) -> Float[Tensor, "out live"]:
+        """Give every weight the share of its unit."""
+        size = self.pattern.layout(self.shape)[2]
+        return self.pattern.from_units(z.unsqueeze(-1).expand(*z.shape, size), self.shape)[:, self.live]
+
+    def kept(self) -> Float[Tensor, "budgets 1"] | float:
+        """The budget k, one per row of `norms`."""
+        kept = self.pattern.kept(self.shape)
+        return kept.to(self.live.device).double()[:, None] if isinstance(kept, Tensor) else float(kept)
 
 
-class _Relaxation:
-    """The proximal step of the perspective terms, for any pattern through its units."""
-
-    def __init__(self, pattern: Pattern, shape: tuple[int, int], live: Tensor) -> None:
-        self.pattern, self.shape, self.live = pattern, shape, live
-        kept = pattern.kept(shape)
-        self.kept = kept.to(live.device).double()[:, None] if isinstance(kept, Tensor) else float(kept)
-        self.sigma: Tensor | None = None
-
-    def prox(self, v: Float[Tensor, "out live"], lipschitz: Tensor) -> Float[Tensor, "out live"]:
-        r"""$V \cdot L z / (L z + 2)$ with $z = \operatorname{clip}(\sigma \lVert V_{unit}\rVert - 2/L, 0, 1)$, $\sum z = k$."""
-        full = torch.zeros(self.shape, dtype=v.dtype, device=v.device)
-        full[:, self.live] = v
-        norms = self.pattern.units(full).square().sum(-1).sqrt()
-        z = self._shares(norms, 2 / lipschitz)
-        spread = z.unsqueeze(-1).expand(*z.shape, self.pattern.layout(self.shape)[2])
-        z = self.pattern.from_units(spread, self.shape)[:, self.live]
-        return v * (lipschitz * z / (lipschitz * z + 2))
-
-    def _shares(
-        self, norms: Float[Tensor, "budgets units"], offset: Tensor, rounds: int = 40
-    ) -> Float[Tensor, "budgets units"]:
-        """Safeguarded Newton on the monotone, piecewise linear total of z as a function of sigma."""
-        positive = norms > 0
-        largest = norms.amax(-1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
-        smallest = torch.where(positive, norms, torch.inf).amin(-1, keepdim=True).clamp_max(largest)
-        free = positive.sum(-1, keepdim=True) <= self.kept
-        low, high = offset / largest, (1 + offset) / smallest
-        sigma = high if self.sigma is None else self.sigma.clamp(low, high)
-        for _ in range(rounds):
-            z = (sigma * norms - offset).clamp(0, 1)
-            excess = z.sum(-1, keepdim=True) - self.kept
-            low, high = torch.where(excess < 0, sigma, low), torch.where(excess >= 0, sigma, high)
-            if bool((free | (excess.abs() <= 1e-9 * (1 + self.kept))).all()):
-                break
-            slope = torch.where((z > 0) & (z < 1), norms, 0.0).sum(-1, keepdim=True)
-            newton = sigma - excess / slope
-            inside = (newton > low) & (newton < high)
-            sigma = torch.where(inside, newton, (low * high).sqrt())
-        self.sigma = sigma
-        return torch.where(free, positive.to(norms.dtype), (sigma * norms - offset).clamp(0, 1))
-
-
-class _Best:
+class Best:
     """The best point found, for each independent part: row by row where the pattern allows it, else for the layer."""
 
-    def __init__(self, problem: L0LeastSquares, live: Tensor) -> None:
-        self.pattern, self.live, self.energy = problem.pattern, live, problem.energy
-        self.point = torch.empty(0)
-        self.value = torch.empty(0)
+    def __init__(self, relaxation: Perspective) -> None:
+        self.relaxation = relaxation
+        self.point: Tensor | None = None
+        self.value = torch.full_like(relaxation.energy, -torch.inf)
         self.history: list[float] = []
 
-    def offer(self, x: Tensor, xa: Tensor, b: Tensor) -> None:
-        gains = torch.zeros(len(x), len(self.live), dtype=x.dtype, device=x.device)
-        gains[:, self.live] = (b - xa).square()
-        kept = torch.where(self.pattern.support(gains), gains, 0.0).sum(-1)
-        value = self.energy - (x * xa).sum(-1) - kept
-        if not self.pattern.row_separable:
+    def offer(self, x: Float[Tensor, "out live"], xa: Float[Tensor, "out live"]) -> None:
+        """Evaluate the bound (twice it, without rounding terms) at a point and keep what is better."""
+        r = self.relaxation
+        gains = r.widen((r.b - xa).square())
+        value = r.energy - (x * xa).sum(-1) - torch.where(r.pattern.support(gains), gains, 0.0).sum(-1)
+        if not r.pattern.row_separable:
             value = value.sum().expand(len(x))
-        if not self.history:
-            self.value, self.point = value, x
         better = value > self.value
-        self.value, self.point = (
-            torch.where(better, value, self.value),
-            torch.where(better[:, None], x, self.point),
-        )
-        total = self.value.clamp_min(0) if self.pattern.row_separable else self.value[:1]
-        self.history.append(float(total.sum()))
+        self.value = torch.where(better, value, self.value)
+        self.point = x if self.point is None else torch.where(better[:, None], x, self.point)
+        self.history.append(float(self.value.sum() if r.pattern.row_separable else self.value[0]))
 
-    def stalled(self, tolerance: float, window: int = 5) -> bool:
-        if len(self.history) <= window or self.history[-1] <= 0:
-            return False
-        return self.history[-1] - self.history[-1 - window] < tolerance * self.history[-1]
+    def stalled(self, growth: float, window: int) -> bool:
+        """Whether the last `window` offers raised the total by less than `growth`."""
+        return len(self.history) > window and self.history[-1] - self.history[-1 - window] < growth

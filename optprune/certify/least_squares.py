@@ -11,7 +11,9 @@ from torch import Tensor
 
 from optprune.bounds.minorant import minorant_bound
 from optprune.certify._base import Checker
-from optprune.certify._perspective import scaled_minorant, strengthen
+from optprune.certify._accelerate import accelerate
+from optprune.certify._majorise import majorise
+from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.numerics.linalg import is_positive_semidefinite_certified
 from optprune.numerics.rounding import UNIT
 from optprune.problems.least_squares import L0LeastSquares
@@ -42,8 +44,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
         minorant = scaled_minorant(problem.gram)
-        point = strengthen(problem, minorant, hint.get("point", matrix)) if bool((minorant > 0).any()) else matrix
-        return {"minorant": minorant, "point": point}
+        return {"minorant": minorant, "point": strengthen(problem, minorant, matrix)}
 
     def check(self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
         minorant, point = evidence["minorant"].double(), evidence["point"].double()
@@ -64,6 +65,35 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             theorem=self.theorem,
             details=_errors(problem, matrix),
         )
+
+
+FACTORISABLE = 2e12
+"""Operations per step, `out * in**3`, up to which rows may be factorised one by one."""
+
+
+def strengthen(
+    problem: L0LeastSquares, minorant: Float[Tensor, " in"], start: Float[Tensor, "out in"], tolerance: float = 1e-3
+) -> Float[Tensor, "out in"]:
+    r"""A point of linearisation whose bound is near the best of this minorant.
+
+    Accelerated proximal gradient takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$ operations, $\lambda$ the largest eigenvalue
+    of the relaxation's quadratic form, majorisation about 15 of $out \cdot in^3 / 3$ (both counted on real layers): the cheaper one
+    runs, unless factorising row by row is out of reach altogether.
+
+    Args:
+        problem: the problem.
+        minorant: as `scaled_minorant` gives it; where it is 0 throughout there is nothing to improve.
+        start: a good weight; the closer to the optimum, the fewer steps.
+        tolerance: stop when the bound grows by less than this fraction of the objective at `start`.
+    """
+    if not bool((minorant > 0).any()):
+        return start
+    relaxation = Perspective.of(problem, minorant)
+    growth = 2 * tolerance * float(problem.objective(start))
+    rows, columns = relaxation.b.shape
+    steep = float(torch.linalg.eigvalsh(relaxation.a)[-1]) > columns**2 / 16
+    method = majorise if steep and rows * columns**3 <= FACTORISABLE else accelerate
+    return relaxation.leave(method(relaxation, relaxation.enter(start), growth))
 
 
 def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:

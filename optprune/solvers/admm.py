@@ -61,9 +61,9 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         Meng, Behdin, Wang & Mazumder 2024 (ALPS), Algorithm 1; Boyd et al. 2011, section 9.1. The schedule is ours.
     """
 
-    max_steps: int = 400
+    max_steps: int = 500
     check_every: int = 10
-    rho: float = 1e-3
+    rho: float = 1e-4
     growth: float = 1.05
     tolerance: float = 1e-4
 

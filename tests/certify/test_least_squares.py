@@ -27,7 +27,9 @@ PATTERNS = [
 def layer(seed, rows=2, inputs=8, samples=40, scales=1.0):
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, inputs, generator=rng, dtype=torch.float64)
-    mix = torch.randn(inputs, inputs, generator=rng, dtype=torch.float64) * 0.5 + torch.eye(inputs, dtype=torch.float64)
+    mix = torch.randn(inputs, inputs, generator=rng, dtype=torch.float64) * 0.15 + torch.eye(
+        inputs, dtype=torch.float64
+    )
     return torch.randn(rows, inputs, generator=rng, dtype=torch.float64), x @ mix * scales
 
 
@@ -71,10 +73,11 @@ def test_the_bound_without_its_minorant_proof_would_be_wrong():
     """The proof of the minorant matters: with a minorant too large, the formula passes the optimum."""
     problem = L0LeastSquares.from_layer(*layer(1), op.PerRow(3))
     s = problem.statistics
-    point = op.Exhaustive().run(problem).matrix
-    claimed = minorant_bound(
-        problem.gram, s.cross, s.energy, s.reference, scaled_minorant(problem.gram) * 50, point, problem.pattern.support
-    )
+    minorant = scaled_minorant(problem.gram) * 1.05
+    smallest, vectors = torch.linalg.eigh(problem.gram - torch.diag(minorant))
+    assert smallest[0] < 0
+    point = problem.dense + 1e3 * vectors[:, 0]
+    claimed = minorant_bound(problem.gram, s.cross, s.energy, s.reference, minorant, point, problem.pattern.support)
     assert claimed > optimum(problem)
 
 
