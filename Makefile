@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
-	@$(BIN)/optprune prune --output runs/digits $(ARGS)
+	@$(BIN)/optprune prune --output runs/digits --overwrite $(ARGS)
 
 # One thread per library: the tests are many and small, and the machine may be shared.
 test: export OMP_NUM_THREADS ?= 1
