@@ -18,8 +18,8 @@ def activation_weighted(
 ) -> Float[Tensor, "*batch out in"]:
     r"""$w_{ij}^2 \, G_{jj}$: what removing the weight alone changes in the outputs (twice the mean squared error).
 
-    The square of Wanda's score $|w_{ij}| \lVert x_j \rVert_2$, up to the number of samples; squares add over the weights of a
-    unit and order single weights alike.
+    The square of Wanda's score $|w_{ij}| \lVert x_j \rVert_2$, up to the number of samples; squares add over the
+    weights of a unit and order single weights alike.
 
     References:
         Sun, Liu, Bair & Kolter 2023 (Wanda), eq. (1).

@@ -1,8 +1,9 @@
 """Patterns: the sets of supports among which a layer's weights may be kept.
 
-Every pattern here is one mechanism: the weight matrix is cut into *budgets*, each budget into *units*, each unit into a fixed
-number of weights, and in every budget at most `kept` units may be nonzero. `units` brings a matrix into the shape
-`(*batch, budgets, units, size)`, and projection, counting, validation and the relaxations of the lower bounds follow from it.
+Every pattern here is one mechanism: the weight matrix is cut into *budgets*, each budget into *units*, each unit into
+a fixed number of weights, and in every budget at most `kept` units may be nonzero. `units` brings a matrix into the
+shape `(*batch, budgets, units, size)`, and projection, counting, validation and the relaxations of the lower bounds
+follow from it.
 
 | pattern | budgets | units in a budget | weights in a unit |
 |---|---|---|---|
@@ -90,8 +91,8 @@ class Pattern(ABC):
     def support(self, scores: Shaped[Tensor, "*batch out in"]) -> Bool[Tensor, "*batch out in"]:
         r"""The admissible support with the largest total score.
 
-        $\arg\max_{S \in \mathcal F} \sum_{(i,j) \in S} s_{ij}$ for scores $s \ge 0$; keeps exactly `count` weights, and among
-        equals those of the lowest index.
+        $\arg\max_{S \in \mathcal F} \sum_{(i,j) \in S} s_{ij}$ for scores $s \ge 0$; keeps exactly `count` weights,
+        and among equals those of the lowest index.
 
         Raises:
             InvalidInputError: the pattern does not fit.
@@ -132,8 +133,8 @@ class Pattern(ABC):
     def split(self, groups: int, shape: Shape) -> list[Pattern]:
         """The patterns of the row groups of a grouped convolution.
 
-        Row g of the result constrains rows `g * out/groups` to `(g+1) * out/groups`; a budget of the whole layer is divided
-        as evenly as integers allow, the first groups getting the remainder, so that the total is exact.
+        Row g of the result constrains rows `g * out/groups` to `(g+1) * out/groups`; a budget of the whole layer is
+        divided as evenly as integers allow, the first groups getting the remainder, so that the total is exact.
         """
 
     def to_json(self) -> dict[str, Any]:
@@ -363,6 +364,13 @@ class Fixed(_FlatPattern):
 
     mask: Bool[Tensor, "out in"]
     row_separable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.mask.dtype != torch.bool or self.mask.dim() != 2:
+            raise InvalidInputError(
+                f"Fixed mask of dtype {self.mask.dtype} and shape {tuple(self.mask.shape)} given; "
+                "a boolean matrix (out, in) is needed, for instance weight != 0"
+            )
 
     def layout(self, shape: Shape) -> tuple[int, int, int]:
         if tuple(self.mask.shape) != shape:

@@ -1,7 +1,7 @@
 """What a solve hands back: the solver's claim and the checker's facts, kept apart.
 
-`Termination` is why the solver stopped (its claim). `Certificate` is what a checker, which cannot see the solver, found true
-of the returned weights. Principle: the two are different fields, computed by different code.
+`Termination` is why the solver stopped (its claim). `Certificate` is what a checker, which cannot see the solver,
+found true of the returned weights. Principle: the two are different fields, computed by different code.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class Certificate:
     Attributes:
         objective: the problem's objective at the weight.
         lower_bound: no admissible weight has a smaller objective than this.
-        primal_residual: violation of the problem's constraints, relative to the data's scale (0 for an admissible support).
-        dual_residual: how far the dual point had to be moved to be feasible, relative (0 where any dual point is feasible).
+        primal_residual: violation of the problem's constraints, relative to the data's scale (0 for an admissible
+            support).
+        dual_residual: how far the dual point had to be moved to be feasible, relative (0 where any dual point is
+            feasible).
         rigor: trust in the arithmetic of `lower_bound`.
         theorem: id of the theorem that makes `lower_bound` a bound.
         details: further numbers by name, all recomputed by the checker.

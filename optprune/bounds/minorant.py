@@ -30,16 +30,17 @@ def minorant_bound(
        - \max_{S \in \mathcal F} \sum_{(r,j) \in S} \frac{(g_{rj} + \delta_j R_{rj})^2}{\delta_j},
        \qquad t = \delta R^2 + 2 g R,$$
 
-    for every $U$ with support in $\mathcal F$: linearise $\langle \Delta, \Delta A\rangle$ at $P$, the rest separates over the
-    weights (a kept one is free, a pruned one has $\Delta = -R$). The maximum is one call of `support`. Written around $R$ no
-    large numbers cancel. The rounding error of every step is bounded and subtracted.
+    for every $U$ with support in $\mathcal F$: linearise $\langle \Delta, \Delta A\rangle$ at $P$, the rest separates
+    over the weights (a kept one is free, a pruned one has $\Delta = -R$). The maximum is one call of `support`.
+    Written around $R$ no large numbers cancel. The rounding error of every step is bounded and subtracted.
 
     Args:
         gram: $H$.
         cross: $C$.
         energy: $E$ per row.
         reference: $R$.
-        minorant: $\delta$, with $H - \operatorname{diag}\delta \succeq 0$ (see `proves_minorant`); 0 exactly on dead inputs.
+        minorant: $\delta$, with $H - \operatorname{diag}\delta \succeq 0$ (see `proves_minorant`); 0 exactly on dead
+            inputs.
         point: $V$, any matrix.
         support: maps nonnegative gains `(out, in)` to the admissible support of the largest total.
 
@@ -59,11 +60,12 @@ def minorant_bound(
     inverse = torch.where(live, 1 / torch.where(live, minorant, 1.0), 0.0)
     shifted = g + minorant * reference
     wobble = slack + 1.01 * gamma(4) * (g.abs() + minorant * reference.abs())
-    doubt = 1.01 * inverse * wobble * (2 * shifted.abs() + wobble) + gamma(6) * inverse * shifted.square()
-    gains = torch.where(live, inverse * shifted.square() + doubt, 0.0)
+    doubt = 1.01 * inverse * wobble * (2 * shifted.abs() + wobble) + gamma(6) * (inverse * shifted) * shifted
+    # Divided before multiplied: where the inputs are tiny, so is delta, and the square alone would underflow.
+    gains = torch.where(live, (inverse * shifted) * shifted + doubt, 0.0)
     kept = support(gains)
     pruned_part = torch.where(kept, 0.0, minorant * reference.square() + 2 * g * reference)
-    kept_part = torch.where(kept, inverse * g.square(), 0.0)
+    kept_part = torch.where(kept, (inverse * g) * g, 0.0)
     quadratic = step * pa
     value = energy.sum() - quadratic.sum() + pruned_part.sum() - kept_part.sum()
     # What each sum may be off by: propagated slack, then the roundings of the terms and of the additions.

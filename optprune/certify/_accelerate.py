@@ -1,4 +1,6 @@
-"""Accelerated proximal gradient for the perspective relaxation: many cheap steps, for layers too large to factorise by row."""
+"""Accelerated proximal gradient for the perspective relaxation: many cheap steps, for layers too large to factorise
+by row.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def accelerate(
 
 
 class _Proximal:
-    r"""$V \cdot L z / (L z + 2)$ with $z = \operatorname{clip}(\sigma \lVert V_{unit}\rVert - 2/L, 0, 1)$, $\sum z = k$."""
+    r"""$V \cdot L z / (L z + 2)$ with $z = \operatorname{clip}(\sigma \lVert V_{unit}\rVert - 2/L, 0, 1)$, $\sum z =
+    k$.
+    """
 
     def __init__(self, relaxation: Perspective, lipschitz: Tensor) -> None:
         self.relaxation, self.lipschitz, self.kept = relaxation, lipschitz, relaxation.kept()

@@ -1,4 +1,6 @@
-"""Majorisation for the perspective relaxation: few, expensive steps; the method of choice for ill-conditioned layers."""
+"""Majorisation for the perspective relaxation: few, expensive steps; the method of choice for ill-conditioned
+layers.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ def majorise(
 ) -> Float[Tensor, "out live"]:
     r"""Alternate the exact minimiser over $x$ for fixed shares $z$ with the exact minimiser over $z$ for fixed $x$.
 
-    $x = Z^{1/2} (I + Z^{1/2} A Z^{1/2})^{-1} Z^{1/2} b$ row by row (well conditioned for every $z$, batched Cholesky), then
-    $z = \min(1, \lVert x_{unit} \rVert / \tau)$ with the $\tau$ that spends the budget. Both decrease the relaxation. A dozen steps
-    come within a percent of its value where thousands of first-order steps do not bring the bound above 0 (a layer with
-    condition number 1e6); a step costs `out * in**3 / 3` operations.
+    $x = Z^{1/2} (I + Z^{1/2} A Z^{1/2})^{-1} Z^{1/2} b$ row by row (well conditioned for every $z$, batched
+    Cholesky), then $z = \min(1, \lVert x_{unit} \rVert / \tau)$ with the $\tau$ that spends the budget. Both decrease
+    the relaxation. A dozen steps come within a percent of its value where thousands of first-order steps do not bring
+    the bound above 0 (a layer with condition number 1e6); a step costs `out * in**3 / 3` operations.
 
     Args:
         relaxation: what to minimise.

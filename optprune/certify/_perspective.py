@@ -46,11 +46,11 @@ def scaled_minorant(gram: Float[Tensor, "in in"]) -> Float[Tensor, " in"]:
 class Perspective:
     r"""The convex relaxation whose value is the best bound of a minorant, in the coordinates $x = u \delta^{1/2}$.
 
-    $$\min_{x, z} \langle x, x A\rangle - 2 \langle x, b\rangle + \sum_{units} \lVert x_{unit} \rVert^2 / z_{unit}, \qquad
+    $$\min_{x, z} \langle x, x A\rangle - 2 \langle x, b\rangle + \sum_{units} \lVert x_{unit}\rVert^2 / z_{unit}, \quad
       z \in [0, 1], \; \sum_{units} z \le k \text{ in each budget}$$
 
-    with $A = \delta^{-1/2} H \delta^{-1/2} - I$ and $b = B \delta^{-1/2}$, over the live inputs. Every $x$ gives the bound
-    $c - \langle x, x A\rangle - \max_{S} \sum_S (b - xA)^2$.
+    with $A = \delta^{-1/2} H \delta^{-1/2} - I$ and $b = B \delta^{-1/2}$, over the live inputs. Every $x$ gives the
+    bound $c - \langle x, x A\rangle - \max_{S} \sum_S (b - xA)^2$.
 
     Attributes:
         pattern: the family of supports.

@@ -10,33 +10,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.bounds.minorant import minorant_bound
-from optprune.certify._base import Checker
 from optprune.certify._accelerate import accelerate
+from optprune.certify._base import Checker
 from optprune.certify._majorise import majorise
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.numerics.linalg import is_positive_semidefinite_certified
 from optprune.numerics.rounding import UNIT
-from optprune.problems.least_squares import L0LeastSquares
 from optprune.problems._base import Problem
+from optprune.problems.least_squares import L0LeastSquares
 from optprune.solution import Certificate, Rigor
 
 
 class LeastSquaresChecker(Checker[L0LeastSquares]):
     r"""Certificates for `L0LeastSquares`.
 
-    Evidence: `minorant` $\delta$ `(in,)` with $H - \operatorname{diag}\delta \succeq 0$, shared by all rows, and `point` $V$
-    `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid bound; `check` proves
-    $H - \operatorname{diag}\delta \succeq 0$ in floating point itself and subtracts the rounding error of the evaluation.
+    The evidence is a `minorant` $\delta$ `(in,)` with $H - \operatorname{diag}\delta \succeq 0$, shared by all rows, and a
+    `point` $V$ `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid bound;
+    `check` proves $H - \operatorname{diag}\delta \succeq 0$ in floating point itself and subtracts the rounding error
+    of the evaluation.
 
-    Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only diagonal
-    minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it informative again, for the
-    damped objective.
+    Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only
+    diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
+    informative again, for the damped objective.
 
     Guarantees:
         T03: `lower_bound` is at most the objective of every weight with an admissible support.
 
     References:
-        Derived here; for a scalar minorant it is the perspective (Boolean) relaxation of Pilanci, Wainwright & El Ghaoui 2015.
+        Derived here; for a scalar minorant it is the perspective (Boolean) relaxation of Pilanci, Wainwright & El
+        Ghaoui 2015.
     """
 
     problem: ClassVar[type[Problem]] = L0LeastSquares
@@ -76,9 +78,9 @@ def strengthen(
 ) -> Float[Tensor, "out in"]:
     r"""A point of linearisation whose bound is near the best of this minorant.
 
-    Accelerated proximal gradient takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$ operations, $\lambda$ the largest eigenvalue
-    of the relaxation's quadratic form, majorisation about 15 of $out \cdot in^3 / 3$ (both counted on real layers): the cheaper one
-    runs, unless factorising row by row is out of reach altogether.
+    Accelerated proximal gradient takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$ operations,
+    $\lambda$ the largest eigenvalue of the relaxation's quadratic form, majorisation about 15 of $out \cdot in^3 / 3$
+    (both counted on real layers): the cheaper one runs, unless factorising row by row is out of reach altogether.
 
     Args:
         problem: the problem.
@@ -109,8 +111,8 @@ def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
 def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, " in"]) -> bool:
     r"""Whether $H - \operatorname{diag}\delta \succeq 0$ is proved in floating point.
 
-    Rows and columns are scaled by powers of two, which is exact, so that badly scaled inputs do not weaken the proof. Dead
-    inputs (zero rows of $H$) must have $\delta_j = 0$, live ones $\delta_j > 0$.
+    Rows and columns are scaled by powers of two, which is exact, so that badly scaled inputs do not weaken the proof.
+    Dead inputs (zero rows of $H$) must have $\delta_j = 0$, live ones $\delta_j > 0$.
     """
     live = gram.diagonal() > 0
     if bool(

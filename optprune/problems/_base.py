@@ -15,8 +15,8 @@ from optprune.patterns import Shape
 class Problem(ABC):
     """A layer problem over a matrix `(*batch, out, d)`; algorithms live elsewhere.
 
-    Subclasses are frozen dataclasses whose docstring is the formula. Leading batch dimensions hold independent problems of
-    one shape, so that a solver treats a stack as it treats one.
+    Subclasses are frozen dataclasses whose docstring is the formula. Leading batch dimensions hold independent
+    problems of one shape, so that a solver treats a stack as it treats one.
     """
 
     @property

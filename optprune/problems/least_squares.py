@@ -25,13 +25,14 @@ class L0LeastSquares(Problem):
     $$\min_U \; \tfrac1{2n} \lVert X U^\top - T \rVert_F^2 + \tfrac{\lambda}{2} \lVert U - R \rVert_F^2
       \quad \text{s.t.} \quad \operatorname{supp} U \in \mathcal F$$
 
-    with inputs $X$ `(n, in)`, targets $T$ `(n, out)`, the dense weight $R$ `(out, in)` and $\lambda$ = `damping` times the mean
-    diagonal of $G = X^\top X / n$. The samples enter through their `Statistics`, centred at $R$; with $\Delta = U - R$,
+    with inputs $X$ `(n, in)`, targets $T$ `(n, out)`, the dense weight $R$ `(out, in)` and $\lambda$ = `damping`
+    times the mean diagonal of $G = X^\top X / n$. The samples enter through their `Statistics`, centred at $R$; with
+    $\Delta = U - R$,
 
     $$J(U) = \tfrac12 \langle \Delta, \Delta (G + \lambda I) \rangle - \langle \Delta, C^\top \rangle + \tfrac12 E.$$
 
-    Half the mean squared error, summed over outputs: the number does not depend on the calibration size. A certificate speaks
-    of the problem as stated here, damping included; `damping=0` is the undamped problem.
+    Half the mean squared error, summed over outputs: the number does not depend on the calibration size. A
+    certificate speaks of the problem as stated here, damping included; `damping=0` is the undamped problem.
 
     Attributes:
         statistics: $G$, $C$, $E$ and $R$ = `statistics.reference`.
@@ -50,6 +51,10 @@ class L0LeastSquares(Problem):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pattern, Pattern):
+            raise InvalidInputError(
+                f"pattern {self.pattern!r} given; a Pattern is needed, for instance PerLayer(100) or NOfM(2, 4)"
+            )
         self.pattern.validate(self.shape)
         if not 0.0 <= self.damping < float("inf"):
             raise InvalidInputError(

@@ -17,8 +17,8 @@ from optprune.solvers._one_shot import OneShot
 class Wanda(OneShot):
     """Keep the weights with the largest magnitude times input norm; the values stay as they were unless `refit` is set.
 
-    The paper compares weights within a row: use `PerRow` or `NOfM`. With `PerLayer` the same scores are compared over the
-    whole layer.
+    The paper compares weights within a row: use `PerRow` or `NOfM`. With `PerLayer` the same scores are compared over
+    the whole layer.
 
     References:
         Sun, Liu, Bair & Kolter 2023, eq. (1).
