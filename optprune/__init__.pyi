@@ -1,8 +1,8 @@
 from . import bounds, certify, errors
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
-from .problems import L0LeastSquares, Problem, stack, unstack
+from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
-from .solvers import ADMM, Exhaustive, Magnitude, Solver, Wanda, solve, solve_all
+from .solvers import ADMM, Exhaustive, Magnitude, NetTrimADMM, Solver, Wanda, solve, solve_all
 from .statistics import Samples, Statistics
 
 __version__: str
@@ -17,6 +17,8 @@ __all__ = [
     "L0LeastSquares",
     "Magnitude",
     "NOfM",
+    "NetTrim",
+    "NetTrimADMM",
     "Pattern",
     "PerLayer",
     "PerRow",

@@ -2,7 +2,9 @@
 
 from optprune.certify._base import Checker, certify, checker_for, recheck, register
 from optprune.certify.least_squares import LeastSquaresChecker
+from optprune.certify.net_trim import NetTrimChecker
 
-__all__ = ["Checker", "LeastSquaresChecker", "certify", "checker_for", "recheck", "register"]
+__all__ = ["Checker", "LeastSquaresChecker", "NetTrimChecker", "certify", "checker_for", "recheck", "register"]
 
 register(LeastSquaresChecker())
+register(NetTrimChecker())

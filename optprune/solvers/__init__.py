@@ -4,6 +4,7 @@ from optprune.solvers._base import IterativeSolver, Progress, Promise, Solver, s
 from optprune.solvers.admm import ADMM
 from optprune.solvers.exhaustive import Exhaustive
 from optprune.solvers.magnitude import Magnitude
+from optprune.solvers.net_trim_admm import NetTrimADMM
 from optprune.solvers.wanda import Wanda
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Exhaustive",
     "IterativeSolver",
     "Magnitude",
+    "NetTrimADMM",
     "Progress",
     "Promise",
     "Solver",
