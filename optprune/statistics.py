@@ -61,7 +61,7 @@ class Samples:
         """
         rows = as_rows("inputs", inputs, weight.device)
         matrix = as_rows("weight", weight, weight.device)
-        _require_columns(rows, matrix.shape[-1])
+        _require_columns(rows, matrix)
         dtype = torch.promote_types(rows.dtype, matrix.dtype)
         return Samples(rows, rows.to(dtype) @ matrix.to(dtype).mT)
 
@@ -296,6 +296,10 @@ class Accumulator:
             raise InvalidInputError(f"accumulate={accumulate!r} was given; it is 'float64' or 'float32'.")
         self._reference = as_rows("reference weight", reference, reference.device).to(torch.float64).clone()
         *batch, d_out, d_in = self._reference.shape
+        if d_out == 0:
+            raise InvalidInputError(
+                f"A weight of shape {tuple(reference.shape)} was given; at least one output is needed."
+            )
         zeros = self._reference.new_zeros
         self._gram, self._cross = zeros(*batch, d_in, d_in), zeros(*batch, d_in, d_out)
         self._energy = zeros(*batch, d_out)
@@ -322,7 +326,7 @@ class Accumulator:
         """
         d_out, d_in = self._reference.shape[-2:]
         inputs = as_rows("inputs", inputs, self._reference.device)
-        _require_columns(inputs, d_in)
+        _require_columns(inputs, self._reference)
         self._require_batch("inputs", inputs)
         if targets is not None:
             targets = as_rows("targets", targets, self._reference.device)
@@ -378,9 +382,14 @@ def _quadratic(weight: Tensor, gram: Tensor, linear: Tensor) -> Float[Tensor, "*
     return (weight * (weight @ gram - linear.mT)).sum(-1)
 
 
-def _require_columns(inputs: Tensor, d_in: int) -> None:
+def _require_columns(inputs: Tensor, weight: Tensor) -> None:
+    d_out, d_in = weight.shape[-2:]
     if inputs.shape[-1] != d_in:
-        raise InvalidInputError(f"Inputs with {inputs.shape[-1]} columns were given for a layer of {d_in} inputs.")
+        swapped = f" Is the weight transposed? It is (out, in), as in torch: {d_in} x {d_out} would fit."
+        raise InvalidInputError(
+            f"Inputs with {inputs.shape[-1]} columns were given for a weight of {d_out} outputs x {d_in} inputs; "
+            f"inputs are (samples, in).{swapped if inputs.shape[-1] == d_out else ''}"
+        )
 
 
 def _require_rows_to_match(inputs: Tensor, targets: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from optprune.errors import NonFiniteError, UnsupportedError
+from optprune.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from optprune.problems._base import Problem
 from optprune.solution import Certificate
 
@@ -68,10 +68,11 @@ def certify(
         hint: tensors a solver may offer as a starting point.
 
     Raises:
+        InvalidInputError: the matrix has another shape than the problem's variable.
         NonFiniteError: the matrix holds NaN or infinity.
     """
     checker = checker_for(problem)
-    matrix = _finite64(matrix)
+    matrix = _finite64(problem, matrix)
     evidence = checker.evidence(problem, matrix, hint or {})
     return checker.check(problem, matrix, evidence), evidence
 
@@ -80,13 +81,18 @@ def recheck(problem: Problem, matrix: Tensor, evidence: Mapping[str, Tensor]) ->
     """Check given evidence; nothing is optimised.
 
     Raises:
+        InvalidInputError: the matrix has another shape than the problem's variable.
         NonFiniteError: the matrix holds NaN or infinity.
     """
-    return checker_for(problem).check(problem, _finite64(matrix), evidence)
+    return checker_for(problem).check(problem, _finite64(problem, matrix), evidence)
 
 
-def _finite64(matrix: Tensor) -> Tensor:
+def _finite64(problem: Problem, matrix: Tensor) -> Tensor:
     matrix = matrix.detach().double()
+    if tuple(matrix.shape) != problem.shape:
+        raise InvalidInputError(
+            f"a matrix of shape {tuple(matrix.shape)} given to certify; the problem's is {problem.shape}, (out, in)"
+        )
     if not matrix.isfinite().all():
         raise NonFiniteError("the weights to certify hold NaN or infinity; nothing can be stated about them")
     return matrix

@@ -32,6 +32,8 @@ def as_rows(name: str, tensor: Shaped[Tensor, "..."], device: torch.device) -> F
         InvalidInputError: dtype, shape or device do not fit.
         NonFiniteError: an entry is NaN or infinite.
     """
+    if not isinstance(tensor, Tensor):
+        raise InvalidInputError(f"The {name} matrix is a {type(tensor).__name__}; give a torch tensor.")
     if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.shape[-1] == 0:
         raise InvalidInputError(
             f"The {name} matrix has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; floating dtypes "

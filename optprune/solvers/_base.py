@@ -62,9 +62,9 @@ class Solver(ABC, Generic[P]):
 class IterativeSolver(Solver[P], Generic[P, S]):
     """A solver that is `init`, `step`, `residual` and `finish`; the loop is here.
 
-    The state is a dataclass of tensors with the problem's leading batch dimensions (or none, for what all share). An element of a
-    stack that has stopped is frozen, so that a stack gives what its members give one by one. The device is read once every
-    `check_every` steps.
+    The state is a dataclass of tensors with the problem's leading batch dimensions (or none, for what all share). An
+    element of a stack that has stopped is frozen, so that a stack gives what its members give one by one. The device
+    is read once every `check_every` steps.
 
     Attributes:
         max_steps: most steps.
@@ -73,6 +73,13 @@ class IterativeSolver(Solver[P], Generic[P, S]):
 
     max_steps: int
     check_every: int
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.check_every < 1:
+            raise InvalidInputError(
+                f"{type(self).__name__} with max_steps={self.max_steps}, check_every={self.check_every} given; "
+                "both must be at least 1"
+            )
 
     @abstractmethod
     def init(self, problem: P) -> S:
@@ -175,6 +182,8 @@ def solve_all(
 
 
 def _require_accepted(problem: Problem, solver: Solver) -> None:
+    if not isinstance(solver, Solver):
+        raise InvalidInputError(f"solver {solver!r} given; a Solver is needed, its settings in parentheses: ADMM()")
     if not isinstance(problem, solver.accepts):
         accepted = ", ".join(t.__name__ for t in solver.accepts)
         raise UnsupportedError(

@@ -47,14 +47,15 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
       V \leftarrow V + \rho (W - D), \quad \rho \leftarrow \kappa \rho$$
 
     in the coordinates where $H$ has a unit diagonal; then the weights on the support of $D$ are refitted exactly. One
-    eigen-decomposition serves every $\rho$; a step is two products with the eigenvectors and one projection. The multipliers are
-    kept unscaled, so that a change of $\rho$ leaves them alone. $\sum 1/\rho_t < \infty$, hence $W^t$ and $D^t$ converge to one
-    admissible matrix (Meng et al. 2024, Theorem 1); nothing is claimed about its optimality, for that there is the certificate.
+    eigen-decomposition serves every $\rho$; a step is two products with the eigenvectors and one projection. The
+    multipliers are kept unscaled, so that a change of $\rho$ leaves them alone. $\sum 1/\rho_t < \infty$, hence $W^t$
+    and $D^t$ converge to one admissible matrix (Meng et al. 2024, Theorem 1); nothing is claimed about its
+    optimality, for that there is the certificate.
 
     Attributes:
         rho: the first penalty, relative to the unit diagonal.
-        growth: $\kappa > 1$, per step. The slow default reaches lower errors than the support-driven rule of ALPS, which stops
-            after some 30 steps on ill-conditioned layers.
+        growth: $\kappa > 1$, per step. The slow default reaches lower errors than the support-driven rule of ALPS,
+            which stops after some 30 steps on ill-conditioned layers.
         tolerance: converged when $\lVert W - D \rVert_F \le$ `tolerance` $\lVert D \rVert_F$.
 
     References:
@@ -72,6 +73,7 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     source: ClassVar[str] = "Meng, Behdin, Wang & Mazumder 2024 (ALPS), Algorithm 1"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.rho > 0 and self.growth > 1 and self.tolerance > 0):
             raise InvalidInputError(
                 f"ADMM with rho={self.rho}, growth={self.growth}, tolerance={self.tolerance} given; "
