@@ -108,8 +108,8 @@ def _measure(wide: nn.Module, thin: nn.Module, batch: Any, data: Calibration, wa
         return ""
     torch.set_rng_state(noise)
     try:
-        for args, kwargs, _ in calls:
-            walk.visit(args, kwargs, kept)
+        for args, kwargs, output in calls:
+            walk.visit(args, kwargs, output, kept)
     except UnknownError as error:
         return str(error)
     return ""

@@ -303,8 +303,11 @@ SHAPE_READS = ("size", "dim", "numel", "ndimension")
 VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 """Modules whose result may be the memory of their input."""
 
-COMPUTES = (operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.cat, F.relu)
-"""Functions whose result is new memory."""
+COMPUTES = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.cat),
+    *("relu", "tanh", "sigmoid", "add", "sub", "mul", "div", "mean", "sum"),
+)
+"""Functions and methods whose result is new memory."""
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 IN_PLACE_METHODS = ("add_", "sub_", "mul_", "div_")

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.fx.node import map_arg
 
 from optprune.bounds.propagation import added, affine, convolution_gain, plus, stacked, through, times, up
 from optprune.errors import UnsupportedError
+from optprune.network.calibration import tensors_of
 from optprune.network.layers import Adapter, adapter_for, candidates, named_adapters
 from optprune.network.lipschitz import Call, Step, UnknownError, reads_shape, step_of
 from optprune.numerics.linalg import spectral_norm
@@ -59,15 +61,24 @@ class Walk(fx.Interpreter):
             if (inputs and not reads_shape(node)) or self._is_pruned(node):
                 self._touched.add(node)
 
-    def visit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], kept: Mapping[str, list[Tensor]]) -> None:
-        """One run, on the arguments of one call of the model."""
+    def visit(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, kept: Mapping[str, list[Tensor]]
+    ) -> None:
+        """One run, on the arguments of one call of the model; its output must be what the model returned.
+
+        Raises:
+            UnknownError: it is not (tracing does not see what happens in place), or an operation has no rule.
+        """
         self._kept = kept
         values = self._signature.bind(*args, **kwargs)
         values.apply_defaults()
         kinds = {p.kind for p in self._signature.parameters.values()}
         if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
             raise UnknownError("the model's forward takes *args or **kwargs, which a traced graph does not name")
-        self.run(*values.arguments.values())
+        again = self.run(*values.arguments.values())
+        pairs = zip_longest(tensors_of(output), tensors_of(again))
+        if not all(a is not None and b is not None and torch.allclose(a, b, rtol=1e-9, atol=0) for a, b in pairs):
+            raise UnknownError("the traced graph does not compute what the model does (does it work in place?)")
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
