@@ -72,7 +72,9 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
         lam = _balanced(lam, problem.active)
     size = multipliers.abs().amax()
     moved = torch.where(size > 0, (lam - multipliers).abs().amax() / size, 0.0)
-    target = problem.targets if problem.ceiling is None else problem.targets + problem.ceiling  # disjoint supports: exact
+    target = (
+        problem.targets if problem.ceiling is None else problem.targets + problem.ceiling
+    )  # disjoint supports: exact
 
     products = lam * target
     gain = -products.sum(0)
@@ -157,7 +159,9 @@ class NetTrimChecker(Checker[NetTrim]):
         if problem.batch_shape:
             raise InvalidInputError("a stack of problems given; certificates are of single problems, use unstack")
         if "multipliers" not in evidence:
-            raise InvalidInputError(f"evidence with {sorted(evidence)} given; a Net-Trim certificate needs `multipliers`")
+            raise InvalidInputError(
+                f"evidence with {sorted(evidence)} given; a Net-Trim certificate needs `multipliers`"
+            )
         bound = dual_bound(problem, _require_multipliers(problem, evidence["multipliers"]))
         violation = {name: float(value) for name, value in problem.violation(matrix).items()}
         objective, lower = float(problem.objective(matrix)), float(bound.value)

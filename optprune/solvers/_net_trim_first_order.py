@@ -23,6 +23,7 @@ class State:
     mu: Float[Tensor, " out"]
     primal: Float[Tensor, " out"]
     dual: Float[Tensor, " out"]
+    weight: float
 
     @property
     def lam(self) -> Float[Tensor, "out n"]:
@@ -58,7 +59,15 @@ class FirstOrder:
         ones = layer.targets.new_ones(out)
         mu = 1 / layer.size if layer.penalty is None else layer.penalty
         return State(
-            zero(out, d), zero(out, samples), zero(out, d), zero(out, samples), ones.clone(), mu, ones * torch.inf, ones * torch.inf
+            zero(out, d),
+            zero(out, samples),
+            zero(out, d),
+            zero(out, samples),
+            ones.clone(),
+            mu,
+            ones * torch.inf,
+            ones * torch.inf,
+            self.weight,
         )
 
     def _linear(self, right: Tensor) -> Tensor:
@@ -82,7 +91,7 @@ class FirstOrder:
         if measure:
             primal = _norm(t - through, s - w, c) / _norm(t, s, c).clamp(min=1e-12)
             dual = _norm(t - state.t, s - state.s, c) / _norm(dual_t, dual_s, c).clamp(min=1e-12)
-        return State(s, t, dual_s, dual_t, state.rho, mu, primal, dual)
+        return State(s, t, dual_s, dual_t, state.rho, mu, primal, dual, c)
 
     def rebalance(self, state: State) -> State:
         """A new penalty per neuron from the last measured residuals."""
@@ -90,7 +99,15 @@ class FirstOrder:
         ratio = torch.where((ratio > 1.5) | (ratio < 0.67), ratio, 1.0)
         scale = (1 / ratio)[:, None]
         return State(
-            state.s, state.t, state.dual_s * scale, state.dual_t * scale, state.rho * ratio, state.mu, state.primal, state.dual
+            state.s,
+            state.t,
+            state.dual_s * scale,
+            state.dual_t * scale,
+            state.rho * ratio,
+            state.mu,
+            state.primal,
+            state.dual,
+            state.weight,
         )
 
 

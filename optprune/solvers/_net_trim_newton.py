@@ -123,8 +123,10 @@ def _direction(layer: Layer, work: _Rows, support: Tensor, shifted: Tensor, miss
         scaled = chosen * weight[part, None, :]
         system = scaled @ chosen.mT
         system.diagonal(dim1=1, dim2=2).add_(1 / work.sigma[part])
-        factor, _ = torch.linalg.cholesky_ex(system)
+        factor, failed = torch.linalg.cholesky_ex(system)
         weights = torch.cholesky_solve(scaled @ miss[part, :, None], factor)
+        # Without its second term the direction is still one of ascent.
+        weights = torch.where(failed[:, None, None] > 0, 0.0, weights)
         direction[part] = weight[part] * (miss[part] - (weights.mT @ chosen)[:, 0])
     return direction
 

@@ -25,6 +25,12 @@ class Piece:
     lam_base: Float[Tensor, "rows n"]
     lam_slope: Float[Tensor, "rows n"]
 
+    def replaced(self, rows: Tensor, part: Piece) -> Piece:
+        """This with the neurons `rows` taken from `part`, in place."""
+        self.base[rows], self.slope[rows] = part.base, part.slope
+        self.lam_base[rows], self.lam_slope[rows] = part.lam_base, part.lam_slope
+        return self
+
 
 def piece(
     layer: Layer,
@@ -55,7 +61,9 @@ def piece(
         stiff = _STIFFNESS * torch.ones_like(stiff)
         system = gram + stiff[..., None] * (torch.where(held, chosen, 0.0) @ chosen.mT)
         system.diagonal(dim1=1, dim2=2).add_(_RIDGE * size + (~valid) * size)
-        factor, _ = torch.linalg.cholesky_ex(system)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        # A failed piece is found wrong by its optimality conditions; it must only stay finite.
+        factor = torch.where(failed[:, None, None] > 0, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device) * (stiff*chosen.shape[2]*10)[..., None], factor)
         price = layer.price[order] * signs[part].gather(1, order)
         x = torch.stack((centre[part].gather(1, order) * valid, torch.zeros_like(price)), -1)
         nu = torch.stack((torch.where(tight[part], force[part], 0.0), torch.zeros_like(targets[part])), -1)
