@@ -61,6 +61,7 @@ class _Run:
     relu: Mapping[str, bool]
     memory: int
     seed: int
+    certified: bool
     evidence: bool
 
 
@@ -79,6 +80,7 @@ def prune(
     damping: float = 0.0,
     relu: Mapping[str, bool] | None = None,
     forward: Forward | None = None,
+    certified: bool = True,
     bound: bool = True,
     evidence: bool = True,
     progress: Progress | None = None,
@@ -101,6 +103,7 @@ def prune(
         damping: of the l0 problem, relative to the mean diagonal of the Gram matrix.
         relu: layer name -> whether a ReLU follows, for Net-Trim, where the graph does not tell.
         forward: runs a model on a batch, for batches of another kind.
+        certified: find and check a lower bound per layer; False leaves the certificates out.
         bound: propagate the layers' errors through the network and measure the whole network's.
         evidence: keep the problems and dual points in the report (`LayerRecord.parts`), which files need.
         progress: called with (layer, layers finished, layers in all).
@@ -118,7 +121,7 @@ def prune(
         raise InvalidInputError(f"mode={mode!r} given; it is 'parallel' or 'cascade'")
     if samples < 1 or memory < 1:
         raise InvalidInputError(f"samples={samples}, memory={memory} given; both are at least 1")
-    run = _Run(solver, damping, *_per_layer(model, plan, solver, samples, relu), memory, seed, evidence)
+    run = _Run(solver, damping, *_per_layer(model, plan, solver, samples, relu), memory, seed, certified, evidence)
     place = device_of(model, device)
     result = copy.deepcopy(model)
     here = {p.device for p in model.parameters()} <= {place}
@@ -230,9 +233,11 @@ def _solve(
         at = target if isinstance(target, Radius) else Radius(0.0)
         problems[name] = net_trim(captured[name], at, adapter, run.relu[name])
         if isinstance(target, PerLayer):
-            problems[name], counted[name] = solve_to_count(problems[name], target, adapter, run.solver)
+            problems[name], counted[name] = solve_to_count(
+                problems[name], target, adapter, run.solver, certified=run.certified
+            )
     together = [problem for name in problems if name not in counted for problem in problems[name]]
-    answers: Iterator[Solution] = iter(solve_all(together, run.solver))
+    answers: Iterator[Solution] = iter(solve_all(together, run.solver, certified=run.certified))
     seconds = (time.perf_counter() - start) / len(adapters)
     return {
         name: Solved(own, counted.get(name) or [next(answers) for _ in own], seconds) for name, own in problems.items()

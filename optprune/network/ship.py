@@ -74,6 +74,7 @@ def ship(
         parts = [
             _part(problem, solution, weight[g], None if biases is None else biases[g])
             for g, (problem, solution) in enumerate(zip(solved.problems, solved.solutions, strict=True))
+            if solution.certificate is not None
         ]
     discrepancy, scale = _errors(captured, weight, biases)
     kept = int((weight != 0).sum())
@@ -91,7 +92,7 @@ def ship(
         error=discrepancy / scale if scale else (math.inf if discrepancy else 0.0),
         discrepancy=discrepancy,
         rows=captured.statistics.count,
-        certificate=total([part.certificate for part in parts]),
+        certificate=total([part.certificate for part in parts]) if parts else None,
         termination=max((s.termination for s in solved.solutions), key=_FAVOUR.index),
         steps=max(s.steps for s in solved.solutions),
         seconds=solved.seconds + time.perf_counter() - start,

@@ -92,7 +92,7 @@ def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -
 
 
 def solve_to_count(
-    problems: Sequence[Problem], target: PerLayer, adapter: Adapter, solver: Solver
+    problems: Sequence[Problem], target: PerLayer, adapter: Adapter, solver: Solver, *, certified: bool
 ) -> tuple[list[Problem], list[Solution]]:
     """Net-Trim at the radius that keeps at most the pattern's count, group by group."""
     from optprune.solvers.net_trim_admm import radius_for_count
@@ -102,7 +102,7 @@ def solve_to_count(
         count = part.count((adapter.shape[0] // adapter.groups, adapter.shape[1]))
         at_radius = radius_for_count(problem, count, solver)
         found.append(at_radius)
-        solutions += solve_all([at_radius], solver)
+        solutions += solve_all([at_radius], solver, certified=certified)
     return found, solutions
 
 
