@@ -1,0 +1,36 @@
+"""A whole network: train, plan, prune, read the report, write the run, verify it.
+
+python examples/whole_network.py [--density 0.2] [--epochs 30] [--output runs/whole_network]
+"""
+
+import argparse
+from pathlib import Path
+
+import optprune as op
+from optprune.cli.embedded import accuracy, digits, mlp, train
+
+arguments = argparse.ArgumentParser(description="Prune a small network on scikit-learn's digits and verify the run.")
+arguments.add_argument("--density", type=float, default=0.2)
+arguments.add_argument("--epochs", type=int, default=30)
+arguments.add_argument("--hidden", type=int, nargs="+", default=[300, 100])
+arguments.add_argument("--output", type=Path, default=Path("runs/whole_network"))
+asked = arguments.parse_args()
+
+data = digits()
+model = mlp([64, *asked.hidden, 10])
+train(model, data.train_inputs, data.train_targets, epochs=asked.epochs)
+print(f"dense: {100 * accuracy(model, data.test_inputs, data.test_targets):.2f} % of the test images right")
+
+# What each layer may keep. The last layer is small and matters most: it keeps half.
+last = f"fc{len(asked.hidden) + 1}"
+plan = op.plan.uniform(model, density=asked.density, override={last: 0.5})
+print(plan)
+
+# Cascade: each layer sees what the pruned layers before it put out, and repairs what it can.
+pruned, report = op.prune(model, data.train_inputs.split(256), plan, op.ADMM(), mode="cascade")
+print(report)
+print(f"pruned: {100 * accuracy(pruned, data.test_inputs, data.test_targets):.2f} % of the test images right")
+
+# The folder holds the weights, dense and packed, and all it takes to check every certificate without a solver.
+op.export(pruned, report, asked.output, overwrite=True)
+print(op.verify(asked.output))

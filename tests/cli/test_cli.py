@@ -1,0 +1,256 @@
+"""The commands from outside: what they print, what they write, what their exit code says."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import optprune
+from optprune.cli import app
+from optprune.cli.codes import Code
+from optprune.network.export import load
+
+SMALL = ("--data", "small.npz", "--model", "tests.cli.factories:small")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory with a data set of 96 rows in it."""
+    monkeypatch.chdir(tmp_path)
+    chance = np.random.default_rng(0)
+    inputs = chance.standard_normal((96, 8)).astype(np.float32)
+    np.savez("small.npz", inputs=inputs, targets=chance.integers(0, 3, 96), test_inputs=inputs[:32])
+    return tmp_path
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_prune_writes_runs_that_verify(folder):
+    done = run("prune", *SMALL, "--method", "admm", "--method", "magnitude", "--density", "0.5", "--out", "run")
+    assert done.exit_code == Code.OK, done.output
+    for text in ("admm", "magnitude", "lower bound", "gap", "first", "last", "optprune verify run"):
+        assert text in done.stdout
+    assert load("run/admm").report.kept == 32 * 5 * 8 // 64 + 8 * 3 // 2
+    checked = run("verify", "run")
+    assert checked.exit_code == Code.OK
+    assert "4 certificates of 4 layers recomputed, all as recorded" in checked.stdout
+
+
+def test_prune_prints_one_json_document(folder):
+    done = run("prune", *SMALL, "--method", "admm", "--json", "--output", "run")
+    assert done.exit_code == Code.OK, done.output
+    document = json.loads(done.stdout)
+    assert document["ok"] is True
+    assert document["methods"][0]["report"]["layers"][0]["name"] == "first"
+    assert document["dense_accuracy"] is None  # the test rows have no classes
+    checked = run("verify", "run", "--json")
+    assert json.loads(checked.stdout)["certificates"] == 2
+
+
+def test_verify_fails_on_one_flipped_bit_and_names_the_layer(folder):
+    run("prune", *SMALL, "--method", "magnitude", "--out", "run")
+    path = folder / "run/magnitude/weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    done = run("verify", "run")
+    assert done.exit_code == Code.FAILED_VERIFICATION
+    assert "layer 'last' (magnitude/weights.safetensors)" in done.stdout
+
+
+def test_the_same_seed_gives_the_same_files(folder):
+    for name in "ab":
+        assert run("prune", *SMALL, "--method", "admm", "--out", name).exit_code == Code.OK
+    assert (folder / "a/admm/weights.safetensors").read_bytes() == (folder / "b/admm/weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [
+        ("2:4", (20, 12)),
+        ("per-row:3", (15, 9)),
+        ("rows:0.5", (24, 6)),
+        ("columns:2", (10, 6)),
+        ("blocks:1x2:0.25", (10, 6)),
+    ],
+)
+def test_patterns(folder, pattern, kept):
+    overrides = ("--override", "last=per-row:3") if pattern == "2:4" else ()
+    done = run("prune", *SMALL, "--method", "magnitude", "--pattern", pattern, *overrides, "--out", "run")
+    if pattern == "2:4":
+        kept = (20, 9)
+    if pattern == "blocks:1x2:0.25":
+        assert done.exit_code == Code.BAD_INPUT  # 5 inputs are no multiple of 2
+        assert "layer 'last'" in done.stderr
+        return
+    assert done.exit_code == Code.OK, done.output
+    assert tuple(record.kept for record in load("run/magnitude").report.layers) == kept
+
+
+def test_skip_override_and_options(folder):
+    done = run(
+        *("prune", *SMALL, "--method", "admm", "--density", "0.3", "--skip", "last", "--override", "f*=0.5"),
+        *(
+            "--option",
+            "rho=1e-3",
+            "--option",
+            "admm.max_steps=400",
+            "--dtype",
+            "float64",
+            "--mode",
+            "cascade",
+            "--out",
+            "run",
+        ),
+    )
+    assert done.exit_code == Code.OK, done.output
+    back = load("run/admm")
+    assert [(record.name, record.kept) for record in back.report.layers] == [("first", 20)]
+    assert "rho=0.001" in back.report.layers[0].solver
+    assert "max_steps=400" in back.report.layers[0].solver
+    assert back.state_dict["first.weight"].dtype == torch.float64
+    assert back.report.provenance["mode"] == "cascade"
+
+
+def test_a_layer_that_is_not_solved_has_its_exit_code(folder):
+    done = run("prune", *SMALL, "--method", "admm", "--option", "max_steps=1", "--out", "run")
+    assert done.exit_code == Code.NOT_SOLVED
+    assert "layer 'first' stopped: step limit" in done.stdout
+    assert run("verify", "run").exit_code == Code.OK  # what is recorded is true all the same
+
+
+def test_weights_from_a_file(folder):
+    from tests.cli.factories import small
+
+    state = {name: torch.full_like(tensor, 0.5) for name, tensor in small().state_dict().items()}
+    save_file(state, "weights.safetensors")
+    done = run("prune", *SMALL, "--weights", "weights.safetensors", "--method", "wanda", "--out", "run")
+    assert done.exit_code == Code.OK, done.output
+    weight = load("run/wanda").state_dict["first.weight"]
+    assert set(weight.flatten().tolist()) == {0.0, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nowhere.npz"), "nowhere.npz"),
+        (("--data", "broken.npz"), "broken.npz"),
+        (("--data", "bare.npz"), "an array 'inputs' is needed"),
+        (("--model", "tests.cli.factories"), "module:function"),
+        (("--model", "tests.cli.factories:missing"), "missing"),
+        (("--model", "tests.cli.factories:number"), "gave a int"),
+        (("--model", "program.pt2"), "exported program"),
+        (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--method", "obs"), "method 'obs' given; there are admm"),
+        (("--method", "admm", "--option", "speed=3"), "option 'speed=3' given"),
+        (("--method", "admm", "--option", "rho=fast"), "admm.rho=fast given; float is needed"),
+        (("--method", "admm", "--option", "rho=-1"), "rho"),
+        (("--method", "admm", "--radius", "0.1"), "needs a pattern"),
+        (("--method", "admm", "--density", "1.5"), "density 1.5"),
+        (("--method", "admm", "--pattern", "3of4"), "accepted are a density"),
+        (("--method", "admm", "--pattern", "3:5"), "layer 'first'"),
+        (("--method", "admm", "--skip", "fc9"), "'fc9' matches no layer"),
+        (("--method", "admm", "--override", "first"), "layer=target"),
+        (("--method", "admm", "--device", "cuda:77"), "cuda:77"),
+        (("--method", "admm", "--device", "nonsense"), "nonsense"),
+    ],
+)
+def test_bad_input_is_one_readable_message(folder, arguments, message):
+    (folder / "broken.npz").write_bytes(b"PK\x03\x04 not an archive")
+    np.savez("bare.npz", rows=np.zeros(3))
+    done = run("prune", *SMALL, *arguments, "--out", "run")
+    assert done.exit_code == Code.BAD_INPUT, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+    assert done.stdout == ""
+    assert not (folder / "run").exists()
+
+
+def test_targets_exclude_one_another(folder):
+    done = run("prune", *SMALL, "--density", "0.5", "--pattern", "2:4", "--out", "run")
+    assert done.exit_code == Code.BAD_INPUT
+    assert "exclude one another" in done.stderr
+
+
+def test_debug_keeps_the_traceback(folder):
+    done = run("prune", *SMALL, "--method", "obs", "--debug")
+    assert isinstance(done.exception, optprune.errors.InvalidInputError)
+
+
+def test_a_run_is_replaced_only_on_request(folder):
+    arguments = ("prune", *SMALL, "--method", "magnitude", "--out", "run")
+    assert run(*arguments).exit_code == Code.OK
+    done = run(*arguments)
+    assert done.exit_code == Code.BAD_INPUT
+    assert "holds a run" in done.stderr
+    assert run(*arguments, "--overwrite").exit_code == Code.OK
+
+
+def test_verify_of_nothing(folder):
+    done = run("verify", "nowhere")
+    assert done.exit_code == Code.BAD_INPUT
+    assert "nowhere" in done.stderr
+
+
+def test_compare_shows_layers_side_by_side(folder):
+    run("prune", *SMALL, "--method", "admm", "--method", "magnitude", "--out", "run")
+    done = run("compare", "run")
+    assert done.exit_code == Code.OK
+    rows = [line.split()[:2] for line in done.stdout.splitlines() if "%" in line or "vacuous" in line]
+    assert rows == [["first", "run/admm"], ["first", "run/magnitude"], ["last", "run/admm"], ["last", "run/magnitude"]]
+    assert set(json.loads(run("compare", "run", "--json").stdout)["runs"]) == {"run/admm", "run/magnitude"}
+
+
+def test_methods_lists_every_solver():
+    records = json.loads(run("methods", "--json").stdout)["methods"]
+    solvers = {record["solver"] for record in records}
+    assert {"ADMM", "Magnitude", "Wanda", "Exhaustive"} <= solvers
+    for record in records:
+        assert record["summary"]
+        assert record["source"]
+        assert record["problems"]
+    table = run("methods")
+    assert table.exit_code == Code.OK
+    assert all(record["name"] in table.stdout for record in records)
+
+
+def test_version():
+    assert run("--version").stdout == f"optprune {optprune.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("prune",), ("verify",)])
+def test_help_names_the_exit_codes_and_loads_nothing_heavy(arguments):
+    probe = (
+        "import sys\nfrom optprune.cli import app\n"
+        f"try: app({[*arguments, '--help']!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "print(sorted({'torch', 'numpy', 'scipy', 'sklearn', 'cvxpy'} & sys.modules.keys()))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Exit codes: 0 done; 1 verification" in done.stdout
+    assert time.perf_counter() - start < 5  # half a second on an idle machine
+
+
+def test_the_default_run_from_a_shell(tmp_path):
+    """`optprune prune` as a newcomer types it: two methods, three layers each, a run that verifies."""
+    command = [sys.executable, "-m", "optprune.cli"]
+    done = subprocess.run([*command, "prune"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == Code.OK, done.stderr
+    assert done.stderr == ""
+    for text in ("net-trim", "admm", "fc1", "fc2", "fc3", "lower bound", "accuracy before"):
+        assert text in done.stdout
+    checked = subprocess.run(
+        [*command, "verify", "runs/digits"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == Code.OK, checked.stdout
+    assert "6 certificates of 6 layers" in checked.stdout
