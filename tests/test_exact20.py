@@ -52,6 +52,7 @@ def rows(layer, pattern):
 def assert_enclosed(solution, optimum, energy):
     assert solution.termination.ok
     certificate = solution.certificate
+    assert certificate is not None
     slack = ROUNDING * float(energy)
     assert certificate.lower_bound <= float(optimum) + slack
     assert certificate.objective >= float(optimum) - slack
@@ -77,7 +78,7 @@ def test_every_row_at_every_budget(layer, proven, k):
 
 @pytest.mark.parametrize("k", [*range(0, 320, 8), 320])
 def test_the_layer_at_a_global_budget(layer, proven, k):
-    solution = op.solve(op.L0LeastSquares.from_layer(*layer, op.PerLayer(k)), op.ADMM())
+    solution = op.solve(op.L0LeastSquares.from_layer(*layer, pattern=op.PerLayer(k)), op.ADMM())
     assert_enclosed(solution, proven["layer_global"][k], proven["tot"].sum())
     assert int((solution.weight != 0).sum()) == k
 
@@ -91,14 +92,14 @@ def test_two_of_four_in_every_row(layer, proven):
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9])
 def test_admm_is_within_two_percent_of_the_optimum(layer, proven, sparsity):
     pattern = op.PerLayer.at_density(1 - sparsity, (16, 20))
-    solution = op.solve(op.L0LeastSquares.from_layer(*layer, pattern), op.ADMM())
+    solution = op.solve(op.L0LeastSquares.from_layer(*layer, pattern=pattern), op.ADMM())
     certificate = assert_enclosed(solution, proven["layer_global"][pattern.k], proven["tot"].sum())
     assert certificate.objective <= 1.02 * float(proven["layer_global"][pattern.k])
     assert certificate.relative_gap <= 0.2
 
 
 def test_admm_is_within_two_percent_of_the_optimum_at_two_of_four(layer, proven):
-    certificate = op.solve(op.L0LeastSquares.from_layer(*layer, op.NOfM(2, 4)), op.ADMM()).certificate
+    certificate = op.solve(op.L0LeastSquares.from_layer(*layer, pattern=op.NOfM(2, 4)), op.ADMM()).certificate
     assert certificate is not None
     assert certificate.objective <= 1.02 * float(proven["nm24"].sum())
     assert certificate.lower_bound <= float(proven["nm24"].sum())
