@@ -59,7 +59,8 @@ def test_no_file_holds_more_than_one_idea():
 def public(module: ModuleType) -> Iterator[tuple[str, object]]:
     """What a module defines under a public name, and the public members of its classes."""
     for name, value in vars(module).items():
-        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+        defined = getattr(value, "__module__", None) == module.__name__ and getattr(value, "__name__", None) == name
+        if name.startswith("_") or not defined:
             continue
         if inspect.isfunction(value) or inspect.isclass(value):
             yield f"{module.__name__}.{name}", value
