@@ -121,8 +121,8 @@ def prune(
         raise InvalidInputError(f"mode={mode!r} given; it is 'parallel' or 'cascade'")
     if samples < 1 or memory < 1:
         raise InvalidInputError(f"samples={samples}, memory={memory} given; both are at least 1")
-    run = _Run(solver, damping, *_per_layer(model, plan, solver, samples, relu), memory, seed, certified, evidence)
     place = device_of(model, device)
+    run = _Run(solver, damping, *_per_layer(model, plan, solver, samples, relu), memory, seed, certified, evidence)
     result = copy.deepcopy(model)
     here = {p.device for p in model.parameters()} <= {place}
     dense = model if here else copy.deepcopy(model).to(place)
