@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, singledispatch
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from optprune.errors import UnsupportedError
 from optprune.patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
-from optprune.problems import L0LeastSquares, Problem
-from optprune.problems.net_trim import NetTrim
+from optprune.problems import L0LeastSquares, NetTrim, Problem
 from optprune.solvers import Exhaustive, Solver, solve
 from optprune.statistics import Statistics
+
+Layer = tuple[Tensor, Tensor]
+"""A dense weight (out, in) and rows of inputs (n, in)."""
 
 OUT, IN, SAMPLES = 2, 8, 40
 """Shape of an instance unless its name says otherwise: small enough to enumerate every support."""
@@ -167,13 +170,13 @@ def _cascade(seed: int, pattern: Pattern) -> L0LeastSquares:
     return L0LeastSquares(Statistics.from_samples(inputs + 0.1 * noise, inputs @ weight.T, weight), pattern)
 
 
-def _ill_conditioned() -> tuple[Tensor, Tensor]:
+def _ill_conditioned() -> Layer:
     weight, inputs = data(20)
     left, _, right = torch.linalg.svd(inputs, full_matrices=False)
     return weight, left * torch.logspace(0, -4, IN, dtype=torch.float64) @ right
 
 
-def _correlated() -> tuple[Tensor, Tensor]:
+def _correlated() -> Layer:
     """Rectified rows of an autoregressive process, as behind a ReLU."""
     weight, noise = data(21)
     columns = [noise[:, 0]]
@@ -182,49 +185,49 @@ def _correlated() -> tuple[Tensor, Tensor]:
     return weight, torch.stack(columns, -1).clamp(min=0)
 
 
-def _dead_inputs() -> tuple[Tensor, Tensor]:
+def _dead_inputs() -> Layer:
     weight, inputs = data(22)
     inputs[:, [2, 5]] = 0.0
     return weight, inputs
 
 
-def _duplicated_columns() -> tuple[Tensor, Tensor]:
+def _duplicated_columns() -> Layer:
     weight, inputs = data(23)
     inputs[:, 4] = inputs[:, 1]
     inputs[:, 6] = -2.0 * inputs[:, 3]
     return weight, inputs
 
 
-def _few_samples() -> tuple[Tensor, Tensor]:
+def _few_samples() -> Layer:
     return data(24, samples=4)
 
 
-def _bad_scales() -> tuple[Tensor, Tensor]:
+def _bad_scales() -> Layer:
     """Inputs of scale 1e-6 to 1e6, all of them equally important."""
     weight, inputs = data(25)
     scales = torch.logspace(-6, 6, IN, dtype=torch.float64)
     return weight / scales, inputs * scales
 
 
-def _ties() -> tuple[Tensor, Tensor]:
+def _ties() -> Layer:
     """Orthogonal inputs of one length and weights of one magnitude: every support of full size is optimal."""
     weight, inputs = data(26)
     left, _ = torch.linalg.qr(inputs)
     return weight.sign(), left
 
 
-def _zero_weight_row() -> tuple[Tensor, Tensor]:
+def _zero_weight_row() -> Layer:
     weight, inputs = data(27)
     weight[0] = 0.0
     return weight, inputs
 
 
-def _all_zero_samples() -> tuple[Tensor, Tensor]:
+def _all_zero_samples() -> Layer:
     weight, inputs = data(28)
     return weight, torch.zeros_like(inputs)
 
 
-_HARD_LAYERS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+_HARD_LAYERS: dict[str, Callable[[], Layer]] = {
     "ill-conditioned": _ill_conditioned,
     "correlated": _correlated,
     "dead inputs": _dead_inputs,
@@ -241,40 +244,44 @@ _HARD_FOR_GROUPS = {"dead inputs", "duplicated columns", "ties"}
 
 
 def _net_trim() -> Iterator[Golden]:
-    def golden(name: str, problem: NetTrim, regular: bool = False) -> Golden:
-        scale = float(problem.size) / max(float(torch.linalg.matrix_norm(problem.inputs, 2)), 1e-300)
-        return Golden(name, problem, 1e-7, regular, convex=True, scale=scale)
+    def golden(
+        name: str,
+        layer: Layer,
+        regular: bool = False,
+        make: Callable[..., NetTrim] = NetTrim.from_layer,
+        **settings: Any,
+    ) -> Golden:
+        return Golden(name, make(*layer, **settings), 1e-7, regular, convex=True, scale=float(layer[0].abs().sum()))
 
-    def share(weight: Tensor, inputs: Tensor, fraction: float) -> float:
-        return fraction * float((inputs @ weight.T).clamp(min=0).norm())
+    def outputs(layer: Layer) -> Tensor:
+        weight, inputs = layer
+        return (inputs @ weight.T).clamp(min=0)
 
     for seed in (30, 130):
-        weight, inputs = data(seed, out=4)
-        radius = share(weight, inputs, 0.2)
+        layer = data(seed, out=4)
+        radius, each = 0.2 * float(outputs(layer).norm()), 0.2 * outputs(layer).norm(dim=0)
         bias = data(seed + 1, out=4)[0][:, 0]
-        each = 0.2 * (inputs @ weight.T).clamp(min=0).norm(dim=0)
-        yield golden(f"joint, seed {seed}", NetTrim.from_layer(weight, inputs, radius), True)
-        yield golden(f"joint with bias, seed {seed}", NetTrim.from_layer(weight, inputs, radius, bias), True)
-        yield golden(f"per neuron, seed {seed}", NetTrim.from_layer(weight, inputs, each), True)
-        yield golden(f"per neuron with bias, seed {seed}", NetTrim.from_layer(weight, inputs, each, bias), True)
-        yield golden(f"linear, seed {seed}", NetTrim.from_layer(weight, inputs, radius, relu=False), True)
+        yield golden(f"joint, seed {seed}", layer, True, radius=radius)
+        yield golden(f"joint with bias, seed {seed}", layer, True, radius=radius, bias=bias)
+        yield golden(f"per neuron, seed {seed}", layer, True, radius=each)
+        yield golden(f"per neuron with bias, seed {seed}", layer, True, radius=each, bias=bias)
+        yield golden(f"linear, seed {seed}", layer, True, radius=radius, relu=False)
     weight, inputs = data(32, out=4)
     behind = inputs + 0.05 * data(33)[1]
-    dense = inputs @ weight.T
-    yield golden("cascade", NetTrim.cascade(weight, behind, dense, gamma=1.1), True)
-    yield golden("cascade with gain", NetTrim.cascade(weight, behind, dense, gain=0.3), True)
-    yield golden("cascade per neuron", NetTrim.cascade(weight, behind, dense, gamma=1.1, per_neuron=True), True)
-    narrow = NetTrim.from_layer(weight.float(), inputs.float(), share(weight, inputs, 0.1))
-    yield golden("float32 tensors", narrow, True)
-    yield golden("radius large", NetTrim.from_layer(weight, inputs, share(weight, inputs, 2.0)))
+    cascade = {"make": NetTrim.cascade, "targets": inputs @ weight.T}
+    yield golden("cascade", (weight, behind), True, gamma=1.1, **cascade)
+    yield golden("cascade with gain", (weight, behind), True, gain=0.3, **cascade)
+    yield golden("cascade per neuron", (weight, behind), True, gamma=1.1, per_neuron=True, **cascade)
+    yield golden("penalised", (weight, inputs), True, penalty=1.0)
+    yield golden(
+        "float32 tensors", (weight.float(), inputs.float()), True, radius=0.1 * float(outputs(data(32)).norm())
+    )
+    yield golden("radius large", (weight, inputs), radius=2.0 * float(outputs((weight, inputs)).norm()))
     dead = weight.clone()
     dead[1] = -dead[1].abs()
-    positive = inputs.abs()
-    yield golden("dead neuron", NetTrim.from_layer(dead, positive, share(dead, positive, 0.2)))
-    for shape in ((1, IN), (4, 1), (1, 1)):
-        layer = data(34, *shape)
-        yield golden(f"{shape[0]} outputs x {shape[1]} inputs", NetTrim.from_layer(*layer, share(*layer, 0.2)))
-    for name, make in _HARD_LAYERS.items():
-        if name != "scales 1e-6 to 1e6":  # l1 norms of weights that differ by 1e12 have no meaning, and no reference
-            layer = make()
-            yield golden(name, NetTrim.from_layer(*layer, share(*layer, 0.2)))
+    layers = {"dead neuron": (dead, inputs.abs())}
+    layers |= {f"{shape[0]} outputs x {shape[1]} inputs": data(34, *shape) for shape in ((1, IN), (4, 1), (1, 1))}
+    # Weights that differ by a factor of 1e12 have no common l1 norm that means something, and no reference solver.
+    layers |= {name: make() for name, make in _HARD_LAYERS.items() if name != "scales 1e-6 to 1e6"}
+    for name, layer in layers.items():
+        yield golden(name, layer, radius=0.2 * float(outputs(layer).norm()))
