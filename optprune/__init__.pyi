@@ -1,4 +1,11 @@
-from . import bounds, certify, errors
+from . import bounds, certify, errors, testing
+from .network import plan
+from .network.export import export
+from .network.plan import Plan, Radius
+from .network.prune import prune
+from .network.report import LayerRecord, NetworkBound, Report
+from .network.runs import load
+from .network.verify import verify
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
 from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
@@ -15,14 +22,19 @@ __all__ = [
     "Exhaustive",
     "Fixed",
     "L0LeastSquares",
+    "LayerRecord",
     "Magnitude",
     "NOfM",
     "NetTrim",
     "NetTrimADMM",
+    "NetworkBound",
     "Pattern",
     "PerLayer",
     "PerRow",
+    "Plan",
     "Problem",
+    "Radius",
+    "Report",
     "Rigor",
     "Rows",
     "Samples",
@@ -34,8 +46,14 @@ __all__ = [
     "bounds",
     "certify",
     "errors",
+    "export",
+    "load",
+    "plan",
+    "prune",
     "solve",
     "solve_all",
     "stack",
+    "testing",
     "unstack",
+    "verify",
 ]
