@@ -29,10 +29,11 @@ app.command()(methods)
 app.command()(compare)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         print(f"optprune {optprune.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
