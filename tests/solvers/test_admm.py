@@ -1,0 +1,67 @@
+"""ADMM for the l0 problem: what its docstring says of settings, units, budgets and accuracy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import optprune as op
+from optprune.errors import InvalidInputError
+from optprune.problems import L0LeastSquares, stack
+from optprune.testing.instances import data, every_pattern, l0_instances
+
+
+@pytest.mark.parametrize("pattern", every_pattern(), ids=repr)
+def test_it_is_between_the_optimum_and_refitted_magnitude(pattern):
+    """Over ten layers: never below the optimum, close to it, and better than magnitude where there is a choice."""
+    layers = stack([L0LeastSquares.from_layer(*data(200 + seed), pattern=pattern) for seed in range(10)])
+    ours, best, simple = (
+        layers.objective(solver.run(layers).matrix) for solver in (op.ADMM(), op.Exhaustive(), op.Magnitude())
+    )
+    assert bool((ours >= best * (1 - 1e-9)).all())
+    assert float(ours.sum()) <= 1.03 * float(best.sum())
+    assert float(ours.sum()) <= float(simple.sum())
+
+
+@pytest.mark.parametrize("golden", [g for g in l0_instances() if "gaussian" in g.name], ids=lambda g: g.name)
+def test_the_budget_is_used_to_the_last_weight(golden):
+    problem = golden.problem
+    matrix = op.ADMM().run(problem).matrix
+    assert int((matrix != 0).sum()) == problem.pattern.count(problem.shape)
+
+
+@pytest.mark.parametrize("setting", [{"rho": 0.0}, {"growth": 1.0}, {"tolerance": 0.0}, {"rho": float("nan")}])
+def test_impossible_settings_are_refused(setting):
+    with pytest.raises(InvalidInputError, match=f"{next(iter(setting))}={next(iter(setting.values()))}"):
+        op.ADMM(**setting)
+
+
+def test_too_few_steps_end_at_the_limit_and_still_refit():
+    problem = L0LeastSquares.from_layer(*data(1), op.PerRow(3))
+    answer = op.ADMM(max_steps=3).run(problem)
+    assert answer.termination == (op.Termination.STEP_LIMIT,)
+    assert answer.steps == 3
+    slope = problem.gradient(answer.matrix)
+    assert float(torch.where(answer.matrix != 0, slope, 0.0).abs().max()) <= 1e-12
+
+
+def test_more_patience_costs_steps_and_not_accuracy():
+    problem = L0LeastSquares.from_layer(*data(2, out=6, inputs=24, samples=100), pattern=op.PerLayer(40))
+    quick, slow = op.ADMM(growth=1.5).run(problem), op.ADMM(growth=1.02, max_steps=2000).run(problem)
+    assert quick.steps < slow.steps
+    assert float(problem.objective(slow.matrix)) <= float(problem.objective(quick.matrix))
+
+
+def test_rank_deficient_rows_are_counted():
+    weight, inputs = data(3, samples=2)
+    answer = op.ADMM().run(L0LeastSquares.from_layer(weight, inputs, op.PerRow(4)))
+    assert answer.info["rank_deficient_rows"] == 2.0
+    assert op.ADMM().run(L0LeastSquares.from_layer(*data(3), op.PerRow(4))).info["rank_deficient_rows"] == 0.0
+
+
+def test_cascade_targets_are_fitted_not_the_dense_weight():
+    """With targets that another weight produces, nothing pruned means that other weight."""
+    weight, inputs = data(4)
+    other = weight + 0.1
+    problem = L0LeastSquares(op.Statistics.from_samples(inputs, inputs @ other.mT, weight), op.PerRow(8))
+    assert torch.allclose(op.ADMM().run(problem).matrix, other, rtol=1e-10)

@@ -1,0 +1,63 @@
+"""Magnitude and activation-weighted pruning: the supports they choose, and the exact refit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import optprune as op
+from optprune.problems import L0LeastSquares, stack
+from optprune.solvers import Promise
+from optprune.testing.instances import data, every_pattern
+
+
+@pytest.fixture
+def layer():
+    """The largest weight of each row sits on the input that carries least."""
+    inputs = data(0)[1] * torch.tensor([0.01, 1, 1, 1, 1, 1, 1, 2], dtype=torch.float64)
+    weight = torch.tensor([[8, 1, 2, 3, 4, 5, 6, 7], [-8, 7, -6, 5, -4, 3, -2, 1]], dtype=torch.float64)
+    return weight, inputs
+
+
+def test_magnitude_keeps_the_largest_weights(layer):
+    problem = L0LeastSquares.from_layer(*layer, pattern=op.PerRow(3))
+    matrix = op.Magnitude(refit=False).run(problem).matrix
+    expected = [[8, 0, 0, 0, 0, 0, 6, 7], [-8, 7, -6, 0, 0, 0, 0, 0]]
+    assert matrix.tolist() == expected
+
+
+def test_wanda_weighs_them_with_their_inputs(layer):
+    weight, inputs = layer
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(3))
+    matrix = op.Wanda().run(problem).matrix
+    scores = weight.abs() * inputs.norm(dim=0)
+    for row, score in zip(matrix, scores, strict=True):
+        assert set(row.nonzero().flatten().tolist()) == set(score.topk(3).indices.tolist())
+    assert bool((matrix[:, 0] == 0).all())
+    assert torch.equal(matrix[matrix != 0], weight[matrix != 0])
+
+
+@pytest.mark.parametrize("pattern", every_pattern(), ids=repr)
+@pytest.mark.parametrize("solver", [op.Magnitude, op.Wanda])
+def test_the_refit_keeps_the_support_and_is_the_best_on_it(layer, solver, pattern):
+    problem = L0LeastSquares.from_layer(*layer, pattern=pattern)
+    plain, refitted = solver(refit=False).run(problem).matrix, solver(refit=True).run(problem).matrix
+    assert torch.equal(plain != 0, refitted != 0)
+    slope = torch.where(refitted != 0, problem.gradient(refitted), 0.0)
+    assert float(slope.abs().max()) <= 1e-10
+    assert float(problem.objective(refitted)) <= float(problem.objective(plain))
+    support = op.Fixed(refitted != 0)
+    best = op.Exhaustive().run(L0LeastSquares.from_layer(*layer, pattern=support)).matrix
+    assert torch.allclose(best, refitted, rtol=1e-9)
+
+
+def test_only_a_refit_is_promised():
+    assert op.Magnitude().promises == op.Wanda(refit=True).promises == {Promise.REFITTED}
+    assert op.Wanda().promises == op.Magnitude(refit=False).promises == frozenset()
+
+
+def test_a_stack_has_one_termination_per_member(layer):
+    problem = L0LeastSquares.from_layer(*layer, pattern=op.PerRow(3))
+    answer = op.Magnitude().run(stack([problem, problem, problem]))
+    assert answer.termination == (op.Termination.CLOSED_FORM,) * 3
+    assert torch.equal(answer.matrix[1], op.Magnitude().run(problem).matrix)
