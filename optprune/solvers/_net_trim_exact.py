@@ -21,6 +21,7 @@ _GROWTH = float(os.environ.get("NTGROW", "4"))
 _SHRINK = float(os.environ.get("NTSHRINK", "0.25"))
 _DRIFT = float(os.environ.get("NTDRIFT", "0.05"))
 _NEWTON = int(os.environ.get("NTMAXN", "40"))
+_HOPELESS, _DOUBTFUL = 1e6, 2.0
 _DEBUG = os.environ.get("NTDEBUG")
 
 
@@ -75,12 +76,15 @@ def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exa
         wrong = bad.nonzero()[:, 0]
         if _DEBUG:
             print("round", rounds, "piece rows", len(pending), "%.3fs" % (time.perf_counter() - start), "bad", len(wrong), "nnz", int((u != 0).sum()))
-        if not len(wrong) or max(shortfall(layer, u, lam)) <= tolerance:
+        if not len(wrong) or shortfall(layer, u, lam).within(tolerance):
             return Exact(u, lam, exact, Termination.CONVERGED, rounds, newton)
         good = ~bad
         point.u[good], point.lam[good] = u[good], lam[good]
-        if decoupled and rounds > 1 and max(shortfall(layer, point.u, point.lam)) <= tolerance:
+        left = shortfall(layer, point.u, point.lam)
+        if left.within(tolerance):
             return Exact(point.u, point.lam, mu, Termination.CONVERGED, rounds, newton)
+        if left.impossible(_HOPELESS):
+            return Exact(point.u, point.lam, mu, Termination.INFEASIBLE, rounds, newton)
         if decoupled:
             settled = good
         reach = torch.where(bad[:, None], mu[:, None] * point.lam, cache.lam_base + mu[:, None] * cache.lam_slope)
@@ -100,7 +104,7 @@ def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exa
             print("   newton rows", steps, "res %.1e" % residual.max(), "%.3fs" % (time.perf_counter() - start), "drift %.1e" % (drift / size).max(), "unsolved", int((~solved).sum()), "untrusted", int((~trusted).sum()))
             if len(wrong) < 6:
                 print("     mu", mu[wrong].tolist(), exact[wrong].tolist(), "sigma", sigma[wrong].tolist())
-        factor = torch.where(solved, _GROWTH, _SHRINK)
+        factor = torch.where(solved, torch.where(drift > 1e-4 * size, _GROWTH, 1.0), _SHRINK)
         sigma[wrong] *= factor
         tau[wrong] *= factor
         pre = layer.soften(moved.u - sigma[wrong, None] * layer.correlate(moved.lam), sigma[wrong, None])
@@ -108,7 +112,9 @@ def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exa
         ahead = layer.forward(moved.u) + tau[wrong, None] * moved.lam
         guess.tight[wrong] = ~layer.active[wrong] & (ahead >= layer.targets[wrong]) & (moved.lam > 0)
         pending = wrong
-    return Exact(point.u, point.lam, mu, Termination.STEP_LIMIT, max_rounds, newton)
+    left = shortfall(layer, point.u, point.lam)
+    reason = Termination.INFEASIBLE if left.impossible(_DOUBTFUL) else Termination.STEP_LIMIT
+    return Exact(point.u, point.lam, mu, reason, max_rounds, newton)
 
 
 def violated(layer: Layer, u: Tensor, lam: Tensor, guess: _Guess, mu: Tensor, tolerance: float) -> Tensor:
@@ -124,8 +130,24 @@ def violated(layer: Layer, u: Tensor, lam: Tensor, guess: _Guess, mu: Tensor, to
     return ~(signs & inside & straight & pushing & below) | _off_ball(layer, lam, mu, tolerance)
 
 
-def shortfall(layer: Layer, u: Tensor, lam: Tensor) -> tuple[float, float]:
-    """What a checker will find: the largest relative violation, and the relative duality gap."""
+@dataclass(frozen=True)
+class Shortfall:
+    """What a checker will find: the largest relative violation, the objective and its bound in solver units."""
+
+    violation: float
+    objective: float
+    bound: float
+
+    def within(self, tolerance: float) -> bool:
+        return self.violation <= tolerance and abs(self.objective - self.bound) <= tolerance * self.objective
+
+    def impossible(self, factor: float) -> bool:
+        """Whether whatever is feasible is far larger than what nearly is."""
+        return self.violation > 1e-6 and self.bound > factor * self.objective
+
+
+def shortfall(layer: Layer, u: Tensor, lam: Tensor) -> Shortfall:
+    """The shortfall of a primal and dual point."""
     price, active = layer.price, layer.active
     residual = layer.forward(u) - layer.targets
     missed = torch.linalg.vector_norm(torch.where(active, residual, 0.0), dim=1) * layer.size
@@ -153,8 +175,9 @@ def shortfall(layer: Layer, u: Tensor, lam: Tensor) -> tuple[float, float]:
         total = torch.linalg.vector_norm(missed)
         scale = torch.linalg.vector_norm(torch.linalg.vector_norm(layer.targets, dim=1) * layer.size)
         violation = torch.maximum(violation, (total - layer.radius) / torch.maximum(layer.radius, scale).clamp(min=1e-300))
-    gap = (objective - bound).abs() / objective.clamp(min=1e-300)
-    return float(violation), float(torch.where(objective == bound, 0.0, gap))
+    # On the bias the multipliers must be orthogonal to the inputs; making them so costs about this.
+    bound = bound - (torch.where(price > 0, 0.0, correlation * u.abs()).sum(1) * layer.size).sum()
+    return Shortfall(*torch.stack((violation, objective, bound.clamp(min=0.0))).tolist())
 
 
 def _off_ball(layer: Layer, lam: Tensor, mu: Tensor, tolerance: float) -> Tensor:
@@ -173,6 +196,6 @@ def next_multiplier(layer: Layer, mu: Tensor, reach: Tensor, proposal: Tensor) -
         return mu
     size = reach if layer.per_neuron else torch.linalg.vector_norm(reach * layer.size).expand_as(reach)
     safe = mu * (layer.radius / size.clamp(min=1e-300)).clamp(0.2, 5.0)
-    up = torch.maximum(torch.minimum(proposal, 3 * safe), safe)
-    down = torch.minimum(torch.maximum(proposal, safe / 3), safe)
-    return torch.where(safe >= mu, up, down).clamp(SMALLEST_MULTIPLIER, FREE)
+    # The true multiplier lies beyond `safe`, seen from mu; a proposal from wrong pieces need not.
+    beyond = torch.where(safe >= mu, (proposal >= safe) & (proposal <= 3 * safe), (proposal <= safe) & (proposal >= safe / 3))
+    return torch.where(beyond, proposal, safe).clamp(SMALLEST_MULTIPLIER, FREE)

@@ -116,7 +116,7 @@ def _direction(layer: Layer, work: _Rows, support: Tensor, shifted: Tensor, miss
     soft = work.sigma * rows * (_SOFTEST * norm[:, None]).clamp(_STIFFEST, _SOFTEST)
     slope = torch.where(work.active, work.tau * work.mu / (work.mu + work.tau), work.tau)
     slope = torch.where(~work.active & (shifted >= work.targets), soft, slope)
-    weight = 1 / torch.maximum(slope, _STIFFEST * work.sigma * rows)
+    weight = 1 / torch.maximum(slope, soft)
     direction = torch.empty_like(miss)
     for part, order, valid in supports(support, miss.shape[1]):
         chosen = layer.columns[order].mul_(valid[..., None])

@@ -14,6 +14,7 @@ from optprune.solvers._net_trim_newton import supports
 _STIFFNESS = 1e5
 _RIDGE = 1e-9
 _SWEEPS = 12
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,10 @@ def piece(
             out = chosen.mT @ x - goal
             nu = torch.where(held.mT, nu + stiff[..., None] * out, 0.0)
         out = torch.where(on.mT, out, nu)
+        # Rounding is no residual: where mu is tiny it would be divided by it.
+        attained = torch.linalg.vector_norm(torch.where(on.mT, out, 0.0), dim=1, keepdim=True)
+        size = torch.linalg.vector_norm(torch.where(on.mT, goal, 0.0), dim=1, keepdim=True)
+        out = torch.where(on.mT & (attained <= _ROUNDING * size), 0.0, out)
         base[part] = base[part].scatter(1, order, x[..., 0] * valid)
         slope[part] = slope[part].scatter(1, order, x[..., 1] * valid)
         lam_base[part], lam_slope[part] = out[..., 0], out[..., 1]
