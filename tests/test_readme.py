@@ -12,6 +12,7 @@ from optprune.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = "\n".join(re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
@@ -26,7 +27,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
             exec(compile("\n" * line + block, "README.md", "exec"), names)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make ([a-z]+)", SHELL, re.MULTILINE))))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -34,7 +35,7 @@ def test_make_targets_exist(target):
 def test_commands_and_options_exist():
     group: Any = get_command(app)
     commands = group.commands
-    shown = re.findall(r"^(?:\.venv/bin/)?optprune (\w+)(.*)$", README, re.MULTILINE)
+    shown = re.findall(r"^(?:\.venv/bin/)?optprune (\w+)(.*)$", SHELL, re.MULTILINE)
     assert {name for name, _ in shown} >= {"prune", "verify", "methods"}
     for name, rest in shown:
         assert name in commands
