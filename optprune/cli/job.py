@@ -42,6 +42,8 @@ class Job:
     options: tuple[str, ...]
     dtype: str
     device: str
+    samples: int
+    damping: float
     seed: int
     output: Path
     overwrite: bool
@@ -168,7 +170,17 @@ def _prune(
     start = time.perf_counter()
     with bars.layers(name) as progress:
         batches = data.inputs.split(CALIBRATION_BATCH)
-        pruned, report = prune(model, batches, plan, solver, mode=job.mode, seed=job.seed, progress=progress)
+        pruned, report = prune(
+            model,
+            batches,
+            plan,
+            solver,
+            mode=job.mode,
+            seed=job.seed,
+            samples=job.samples,
+            damping=job.damping,
+            progress=progress,
+        )
     seconds = time.perf_counter() - start
     sizes = state_bytes(export(pruned, report, folder))
     return MethodOutcome(name, report, measure(pruned), sizes, seconds)

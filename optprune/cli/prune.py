@@ -11,6 +11,7 @@ import typer
 from optprune.cli.codes import Code, reported_errors
 
 DENSITY = 0.2
+SAMPLES = 500
 
 
 class Mode(enum.StrEnum):
@@ -73,6 +74,10 @@ def prune(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of the model; certificates are always float64.")] = Dtype.FLOAT32,
     device: Annotated[str, typer.Option(help="Device of the model, as torch names it.")] = "cpu",
+    samples: Annotated[int, typer.Option(help="Rows per layer that Net-Trim works on, drawn by the seed.")] = SAMPLES,
+    damping: Annotated[
+        float, typer.Option(help="Of the l0 problem, relative to the mean diagonal of the Gram matrix.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the split, the training and the subsampling.")] = 0,
     output: Annotated[
         Path, typer.Option("--output", "--out", help="Folder to write; one folder per method in it.")
@@ -102,6 +107,8 @@ def prune(
             options=tuple(option or ()),
             dtype=dtype.value,
             device=device,
+            samples=samples,
+            damping=damping,
             seed=seed,
             output=output,
             overwrite=overwrite,

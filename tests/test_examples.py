@@ -1,0 +1,63 @@
+"""Every example runs as it is written, with settings that make it short."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: object, code: int = 0, **environment: str) -> str:
+    command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
+    path = {"PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | path | environment, timeout=280
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_example_is_run_here():
+    here = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in here] == []
+
+
+def test_one_layer():
+    printed = run("one_layer.py")
+    assert "ADMM: converged" in printed
+    assert "No 2:4 pruning of this layer can have an error below" in printed
+
+
+def test_whole_network(tmp_path):
+    printed = run("whole_network.py", "--epochs", 3, "--hidden", 24, 16, "--output", tmp_path / "run")
+    assert "3 certificates of 3 layers recomputed, all as recorded" in printed
+    assert printed.count("% of the test images right") == 2
+
+
+def test_lenet300_mnist_says_what_it_needs(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "OPTPRUNE_DATA"}
+    command = [sys.executable, EXAMPLES / "lenet300_mnist.py", "--output", tmp_path]
+    environment["PYTHONPATH"] = str(EXAMPLES.parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode != 0
+    assert "OPTPRUNE_DATA" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["l0", "net-trim"])
+def test_lenet300_mnist(tmp_path, data_dir, method):
+    arguments = ("--methods", method, "--densities", 0.3, "--samples", 1000, "--epochs", 2, "--output", tmp_path)
+    printed = run("lenet300_mnist.py", *arguments)
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["dense"] > 0.95
+    assert len(document["rows"]) == 2
+    for row in document["rows"]:
+        assert row["holds"]
+        assert row["kept"] <= 0.3005
+        assert row["error"] <= row["bound"]
+    assert (tmp_path / "results.md").read_text().count(f"| {method} | 0.3 |") == 2
+    assert "FAILS" not in printed
