@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 from beartype import BeartypeConf, FrozenDict, beartype
@@ -97,6 +98,14 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         terminalreporter.write_line(f"skipped: {count} x {reason.removeprefix('Skipped: ')}")
     if DATA in os.environ:
         terminalreporter.write_line(f"data: included, from {DATA}={os.environ[DATA]}")
+
+
+@pytest.fixture(scope="module")
+def unchecked():
+    """Annotations are not checked in this module: errors are those of the user's process, long runs as fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
 
 
 @pytest.fixture

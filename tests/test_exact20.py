@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -10,14 +9,10 @@ import torch
 import optprune as op
 from optprune.solvers import solve_all
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 ROUNDING = 1e-9
 """The optimum on file is itself a rounded number, relative to the row's energy."""
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Thousands of small steps: checking their shapes, which other tests do, would take most of the time."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -16,17 +15,13 @@ from optprune.problems import L0LeastSquares
 from optprune.solution import Certificate
 from optprune.testing.instances import data
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # every error is to be one of ours
+
 SOLVERS = [op.ADMM(), op.Exhaustive(), op.Magnitude(), op.Wanda()]
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 NO_INTEGER: Any = 2.0
 NO_PROBLEM: Any = 3
 PATTERNS = [op.PerLayer(3), op.PerRow(2), op.NOfM(1, 4), op.Rows(1), op.Columns(3)]
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """As in the user's process: no annotation is checked, so that every error is one of ours."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture
