@@ -15,7 +15,7 @@ from optprune.errors import InvalidInputError
 
 @theorem("T04")
 def up(x: float) -> float:
-    """The next float64 above a rounded nonnegative number; exact zeros stay (T04 (g))."""
+    """The next float64 above a rounded nonnegative number; exact zeros stay (T04 (h))."""
     return x if x == 0.0 else math.nextafter(x, math.inf)
 
 
