@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from optprune.network.calibration import Calibration, map_tensors, tensors_of
 from optprune.network.graph import trace
 from optprune.network.lipschitz import UnknownError
+from optprune.network.recursion import Recursion
 from optprune.network.report import NetworkBound
 from optprune.network.walk import Walk
 
@@ -40,7 +41,7 @@ def network_bound(
         cascade: which of the two.
 
     Guarantees:
-        T04 (a) to (e), rounding of the float64 run included.
+        T04 (a), (c), (d), (e), (g), rounding of the float64 run included.
     """
     wide, thin = copy.deepcopy(dense).double(), copy.deepcopy(pruned).to(data.device).double()
     traced, reason = trace(wide)
@@ -58,7 +59,8 @@ def network_bound(
     bound, terms = None, {}
     if walk is not None and not reason:
         try:
-            bound, terms = walk.bound()
+            recursion = Recursion(walk)
+            bound, terms = recursion.bound(), recursion.terms
         except UnknownError as error:
             reason = str(error)
     return NetworkBound(

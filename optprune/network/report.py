@@ -115,9 +115,10 @@ class NetworkBound:
         scale: $\lVert f(x) \rVert_F$ of the dense network.
         samples: first dimension of the outputs, summed over the batches.
         dtype: arithmetic of the measurement.
-        terms: per pruned layer, in the order of the recursion, its `gain` (Lipschitz constant of the pruned
-            layer), `local` error and the `bound` of the discrepancy of its output, gain times what comes in plus
-            local. In cascade mode the gain is 0 and `local` is the discrepancy itself, which is measured; where the
+        terms: per pruned layer, in the order of the recursion, its `gain` (Lipschitz constant of the pruned layer),
+            the discrepancy `incoming`, its `local` error, and the `bound` of its output's discrepancy: gain times
+            incoming plus local. Behind an activation or a pooling the recursion goes on with the error that is left
+            there. In cascade mode the gain is 0 and `local` is the discrepancy itself, which is measured; where the
             last operation is a pruned layer, bound and measurement are then one number.
         reason: why there is no bound, naming the operation; "" where there is one.
     """

@@ -124,14 +124,22 @@ def test_with_one_pruned_layer_the_last_factor_counts(layer):
 
 def test_the_terms_are_the_recursion():
     model = filled(mlp().double())
-    found = bound_of(model, data(30, 8))
-    incoming = 0.0
+    pruned, report = prune(model, [data(30, 8)], plan.uniform(model, density=0.5), Magnitude(), certified=False)
+    found = report.network
+    assert found is not None
+    before = 0.0
     for name in ("0", "2", "4"):
         term = found.terms[name]
-        incoming = term["gain"] * incoming + term["local"]
-        assert term["bound"] == pytest.approx(incoming, rel=1e-9)
-        assert term["bound"] >= incoming
-    assert found.bound == term["bound"]
+        assert term["bound"] == pytest.approx(term["gain"] * term["incoming"] + term["local"], rel=1e-9)
+        assert term["bound"] >= term["gain"] * term["incoming"] + term["local"]
+        assert term["incoming"] <= before, "the ReLU between is 1-Lipschitz"
+        before = term["bound"]
+    assert found.bound == before
+    assert found.terms["0"]["incoming"] == 0.0
+    with torch.no_grad():
+        x = data(30, 8)
+        step = pruned.get_submodule("0")(x).relu() - model.get_submodule("0")(x).relu()
+        assert found.terms["2"]["incoming"] == pytest.approx(float(step.norm()), rel=1e-9)
 
 
 def test_the_local_error_is_that_of_the_record():
