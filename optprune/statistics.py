@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
-from optprune.numerics.checks import as_rows, require_finite
+from optprune.numerics.checks import as_rows, require_columns, require_finite
 from optprune.numerics.sampling import choose
 
 CHUNK_ELEMENTS = 2**23
@@ -61,7 +61,7 @@ class Samples:
         """
         rows = as_rows("inputs", inputs, weight.device)
         matrix = as_rows("weight", weight, weight.device)
-        _require_columns(rows, matrix)
+        require_columns(rows, matrix)
         dtype = torch.promote_types(rows.dtype, matrix.dtype)
         return Samples(rows, rows.to(dtype) @ matrix.to(dtype).mT)
 
@@ -326,7 +326,7 @@ class Accumulator:
         """
         d_out, d_in = self._reference.shape[-2:]
         inputs = as_rows("inputs", inputs, self._reference.device)
-        _require_columns(inputs, self._reference)
+        require_columns(inputs, self._reference)
         self._require_batch("inputs", inputs)
         if targets is not None:
             targets = as_rows("targets", targets, self._reference.device)
@@ -380,16 +380,6 @@ class Accumulator:
 def _quadratic(weight: Tensor, gram: Tensor, linear: Tensor) -> Float[Tensor, "*batch d_out"]:
     r"""$\langle w_i, w_i G - l_i \rangle$ per row."""
     return (weight * (weight @ gram - linear.mT)).sum(-1)
-
-
-def _require_columns(inputs: Tensor, weight: Tensor) -> None:
-    d_out, d_in = weight.shape[-2:]
-    if inputs.shape[-1] != d_in:
-        swapped = f" Is the weight transposed? It is (out, in), as in torch: {d_in} x {d_out} would fit."
-        raise InvalidInputError(
-            f"Inputs with {inputs.shape[-1]} columns were given for a weight of {d_out} outputs x {d_in} inputs; "
-            f"inputs are (samples, in).{swapped if inputs.shape[-1] == d_out else ''}"
-        )
 
 
 def _require_rows_to_match(inputs: Tensor, targets: Tensor) -> None:

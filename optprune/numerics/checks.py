@@ -44,3 +44,18 @@ def as_rows(name: str, tensor: Shaped[Tensor, "..."], device: torch.device) -> F
     require_finite(f"{name} matrix", tensor, "Find where they arise, or leave those rows out.")
     tensor = tensor.detach()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def require_columns(inputs: Float[Tensor, "*batch n d"], weight: Float[Tensor, "*layers out in"]) -> None:
+    """Refuse inputs (samples, in) that do not belong to a weight (out, in).
+
+    Raises:
+        InvalidInputError: says both shapes, and whether the weight seems to be transposed.
+    """
+    d_out, d_in = weight.shape[-2:]
+    if inputs.shape[-1] != d_in:
+        swapped = f" Is the weight transposed? It is (out, in), as in torch: {d_in} x {d_out} would fit."
+        raise InvalidInputError(
+            f"Inputs with {inputs.shape[-1]} columns were given for a weight of {d_out} outputs x {d_in} inputs; "
+            f"inputs are (samples, in).{swapped if inputs.shape[-1] == d_out else ''}"
+        )

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError
+from optprune.numerics.checks import as_rows, require_columns, require_finite
 from optprune.patterns import Shape
 from optprune.problems._base import Problem
 
@@ -275,15 +276,12 @@ def _validate_bias(problem: NetTrim) -> None:
 
 def _with_bias(weight: Tensor, inputs: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Inputs and dense weight in float64, with the bias as a last column where there is one."""
-    if weight.dim() < 2 or inputs.dim() < 2 or weight.shape[-1] != inputs.shape[-1]:
-        raise InvalidInputError(
-            f"weight of shape {tuple(weight.shape)} and inputs of shape {tuple(inputs.shape)} given; (out, in) and (samples, in) fit"
-        )
-    if not bool(weight.isfinite().all()) or (bias is not None and not bool(bias.isfinite().all())):
-        raise NonFiniteError("the layer's weight or bias holds NaN or infinity; give finite numbers")
-    data, dense = inputs.detach().double(), weight.detach().double()
+    dense = as_rows("weight", weight, weight.device).double()
+    data = as_rows("inputs", inputs, weight.device).double()
+    require_columns(data, dense)
     if bias is None:
         return data, dense
+    require_finite("bias", bias, "Give finite numbers.")
     if tuple(bias.shape) != tuple(weight.shape[:-1]):
         raise InvalidInputError(f"bias of shape {tuple(bias.shape)} given; {tuple(weight.shape[:-1])} fits the weight")
     ones = torch.ones_like(data[..., :1])
