@@ -15,6 +15,7 @@ from optprune.errors import UnsupportedError
 from optprune.patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
 from optprune.problems import L0LeastSquares, NetTrim, Problem
 from optprune.solvers import Exhaustive, Solver, solve
+from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.statistics import Statistics
 
 Layer = tuple[Tensor, Tensor]
@@ -53,7 +54,7 @@ class Golden:
     @cached_property
     def optimum(self) -> float:
         """The least objective of an admissible matrix: by enumeration, or by an interior-point method."""
-        reference = _interior_point() if self.convex else Exhaustive()
+        reference: Solver = Cvxpy("CLARABEL") if self.convex else Exhaustive()
         solution = solve(self.problem, reference, certified=False, throw=True)
         return float(self.problem.objective(solution.matrix))
 
@@ -81,12 +82,6 @@ def every_pattern() -> list[Pattern]:
         Columns(3),
         Fixed(chessboard),
     ]
-
-
-def _interior_point() -> Solver:
-    from optprune.solvers import Cvxpy
-
-    return Cvxpy("CLARABEL")
 
 
 @singledispatch

@@ -14,7 +14,7 @@ from optprune.errors import UnsupportedError
 from optprune.problems import L0LeastSquares, Problem
 from optprune.solution import Answer, Termination
 from optprune.solvers import Promise, Solver
-from optprune.testing import ConformanceError, Golden, check_solver, l0_instances
+from optprune.testing import ConformanceError, Golden, check_solver, l0_instances, net_trim_instances
 
 FEW = [golden for golden in l0_instances() if "gaussian" in golden.name][:6] + [
     golden for golden in l0_instances() if golden.name.startswith("correlated")
@@ -198,3 +198,45 @@ def test_a_lower_bound_above_the_optimum_is_found():
     lying = Golden("optimum said too low", problem, 1e-9, True, convex=False, scale=1.0)
     object.__setattr__(lying, "optimum", 0.0)
     assert checks(op.Magnitude(), [lying]) == {"certified"}
+
+
+@dataclass(frozen=True)
+class PlantedNetTrim(Solver[op.NetTrim]):
+    """Net-Trim's solver with something done to its answer."""
+
+    change: Callable[[Any, Answer], Answer]
+
+    accepts: ClassVar[tuple[type[Problem], ...]] = (op.NetTrim,)
+    summary: ClassVar[str] = "for tests"
+    source: ClassVar[str] = "none"
+
+    def run(self, problem, progress=None):
+        return self.change(problem, op.NetTrimADMM().run(problem, progress))
+
+
+LAYERS = [golden for golden in net_trim_instances() if "seed" in golden.name and "joint" in golden.name]
+
+
+def test_net_trim_unchanged_passes():
+    assert check_solver(PlantedNetTrim(lambda problem, answer: answer), LAYERS).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("factor", "failed"),
+    [(1.001, {"claim", "promised"}), (0.999, {"admissible"}), (1.00001, {"promised"})],
+)
+def test_net_trim_off_by_little(factor, failed):
+    """A larger matrix is not optimal, a smaller one leaves the ball."""
+    planted = PlantedNetTrim(lambda problem, answer: replace(answer, matrix=answer.matrix * factor))
+    assert failed <= checks(planted, LAYERS)
+
+
+def test_net_trim_feasible_and_not_optimal():
+    """The dense layer is admissible, and its certificate says how far from optimal it is."""
+
+    def change(problem, answer):
+        dense = torch.linalg.lstsq(problem.inputs, problem.targets).solution.mT
+        return replace(answer, matrix=dense)
+
+    linear = [golden for golden in net_trim_instances() if golden.name.startswith("linear")]
+    assert {"claim", "promised"} <= checks(PlantedNetTrim(change), linear)
