@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from optprune.cli import embedded
+from optprune.cli.program import read_program
 from optprune.errors import FileFormatError, InvalidInputError
 from optprune.network import files
 
@@ -105,7 +106,8 @@ def read_model(source: str, weights: Path | None, data: Data, seed: int) -> tupl
     """The model, and whether it still has to be trained.
 
     Args:
-        source: `lenet300` for the built-in shape, or `module:function` for a function without arguments.
+        source: `lenet300` for the built-in shape, `module:function` for a function without arguments, or the file of
+            an exported program (.pt2).
         weights: a safetensors file with its state dict.
         data: gives the built-in shape its sizes.
         seed: of the built-in initial weights.
@@ -114,7 +116,10 @@ def read_model(source: str, weights: Path | None, data: Data, seed: int) -> tupl
         InvalidInputError: the factory cannot be imported or gives no module, or the weights do not fit.
         FileFormatError: the weights cannot be read.
     """
-    model = _lenet(data, seed) if source == LENET else _factory(source)
+    if source == LENET:
+        model = _lenet(data, seed)
+    else:
+        model = read_program(Path(source)) if source.endswith(".pt2") else _factory(source)
     if weights is not None:
         state, _ = files.read_tensors(weights)
         try:
@@ -135,16 +140,9 @@ def _lenet(data: Data, seed: int) -> nn.Module:
 
 
 def _factory(source: str) -> nn.Module:
-    if source.endswith(".pt2"):
-        raise InvalidInputError(
-            f"model '{source}' is an exported program, whose layers are operations of a graph, not modules that can "
-            "be observed; give the Python factory it came from as --model module:function, with --weights"
-        )
     module, colon, function = source.partition(":")
     if not colon:
-        raise InvalidInputError(
-            f"model '{source}' given; give '{LENET}' or module:function (a function without arguments)"
-        )
+        raise InvalidInputError(f"model '{source}' given; give '{LENET}', an exported program.pt2 or module:function")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python itself does for a script
     try:

@@ -38,7 +38,10 @@ def prune(
         ),
     ] = "digits",
     model: Annotated[
-        str, typer.Option(help="`lenet300`, trained on the data, or `module:function`, a Python factory.")
+        str,
+        typer.Option(
+            help="`lenet300`, trained on the data; `module:function`, a Python factory; or an exported `program.pt2`."
+        ),
     ] = "lenet300",
     weights: Annotated[
         Path | None, typer.Option(help="Safetensors file with the model's state dict; then nothing is trained.")

@@ -177,5 +177,5 @@ def _require_free(directory: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise InvalidInputError(
-            f"{directory} holds a run; give another folder, or allow it to be replaced (overwrite)."
+            f"{directory} holds a run; give another folder, or allow it to be replaced (overwrite=True, --overwrite)."
         )

@@ -147,7 +147,8 @@ def test_weights_from_a_file(folder):
         (("--model", "tests.cli.factories"), "module:function"),
         (("--model", "tests.cli.factories:missing"), "missing"),
         (("--model", "tests.cli.factories:number"), "gave a int"),
-        (("--model", "program.pt2"), "exported program"),
+        (("--model", "nowhere.pt2"), "nowhere.pt2"),
+        (("--model", "broken.pt2"), "broken.pt2"),
         (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
         (("--method", "obs"), "method 'obs' given; there are admm"),
         (("--method", "admm", "--option", "speed=3"), "option 'speed=3' given"),
@@ -164,7 +165,8 @@ def test_weights_from_a_file(folder):
     ],
 )
 def test_bad_input_is_one_readable_message(folder, arguments, message):
-    (folder / "broken.npz").write_bytes(b"PK\x03\x04 not an archive")
+    for name in ("broken.npz", "broken.pt2"):
+        (folder / name).write_bytes(b"PK\x03\x04 not an archive")
     np.savez("bare.npz", rows=np.zeros(3))
     done = run("prune", *SMALL, *arguments, "--out", "run")
     assert done.exit_code == Code.BAD_INPUT, done.output
