@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
 from optprune.solvers import Solver, solve_all
 
+M = TypeVar("M", bound=nn.Module)
 Mode = Literal["parallel", "cascade"]
 Progress = Callable[[str, int, int], None]
 """Called with (layer, layers finished, layers in all) when work on a layer begins and, with the last, at the end."""
@@ -66,7 +67,7 @@ class _Run:
 
 
 def prune(
-    model: nn.Module,
+    model: M,
     batches: Iterable[Any],
     plan: Plan,
     solver: Solver,
@@ -84,7 +85,7 @@ def prune(
     bound: bool = True,
     evidence: bool = True,
     progress: Progress | None = None,
-) -> tuple[nn.Module, Report]:
+) -> tuple[M, Report]:
     """Prune a network layer by layer and certify every layer as it ships.
 
     Args:
@@ -231,11 +232,10 @@ def _solve(
             problems[name] = least_squares(captured[name], target, adapter, run.damping)
             continue
         at = target if isinstance(target, Radius) else Radius(0.0)
-        problems[name] = net_trim(captured[name], at, adapter, run.relu[name])
+        trims = net_trim(captured[name], at, adapter, run.relu[name])
         if isinstance(target, PerLayer):
-            problems[name], counted[name] = solve_to_count(
-                problems[name], target, adapter, run.solver, certified=run.certified
-            )
+            trims, counted[name] = solve_to_count(trims, target, adapter, run.solver, certified=run.certified)
+        problems[name] = list(trims)
     together = [problem for name in problems if name not in counted for problem in problems[name]]
     answers: Iterator[Solution] = iter(solve_all(together, run.solver, certified=run.certified))
     seconds = (time.perf_counter() - start) / len(adapters)

@@ -56,6 +56,8 @@ class LayerRecord:
         steps: iterations, the largest over the parts.
         seconds: wall time of the solver and the certificates of this layer.
         dead_inputs: inputs that were zero in every calibration row: nothing is known of their weights.
+        relu_error: relative error of the outputs behind the layer's ReLU, on the sampled rows of its Net-Trim problem,
+            which binds active outputs alone; None for other layers.
         parts: the solved problems, in memory only.
     """
 
@@ -76,6 +78,7 @@ class LayerRecord:
     steps: int
     seconds: float
     dead_inputs: int = 0
+    relu_error: float | None = None
     parts: Sequence[Part] = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class LayerRecord:
             data: dict[str, Any] = dict(record)
             data.update({name: float(record[name]) for name in _FLOATS})
             data["certificate"] = None if record["certificate"] is None else _certificate(record["certificate"])
+            data["relu_error"] = _number(record["relu_error"])
             data["termination"] = Termination(record["termination"])
             data["shape"] = tuple(record["shape"])
             return cls(**data)
@@ -296,7 +300,7 @@ def _row(record: LayerRecord) -> tuple[str, ...]:
         " x ".join(map(str, record.shape)),
         str(record.kept),
         f"{record.density:.4f}",
-        f"{record.error:.4g}",
+        f"{record.error:.4g}" + ("" if record.relu_error is None else f" (relu {record.relu_error:.4g})"),
         objective,
         lower,
         gap,

@@ -90,6 +90,7 @@ def ship(
         kept=kept,
         density=kept / weight.numel(),
         error=discrepancy / scale if scale else (math.inf if discrepancy else 0.0),
+        relu_error=_relu_error(solved.problems, weight, biases),
         discrepancy=discrepancy,
         rows=captured.statistics.count,
         certificate=total([part.certificate for part in parts]) if parts else None,
@@ -131,6 +132,20 @@ def _part(problem: Problem, solution: Solution, weight: Tensor, bias: Tensor | N
     evidence = {name: tensor.to("cpu") for name, tensor in solution.evidence.items()}
     matrix = shipped(problem, weight, bias)
     return Part(problem, matrix, evidence, recheck(problem, matrix, evidence))
+
+
+def _relu_error(problems: Sequence[Problem], weight: Tensor, bias: Tensor | None) -> float | None:
+    """Relative error behind the ReLU, on the rows of the Net-Trim problems; None where there is none."""
+    trims = [problem for problem in problems if isinstance(problem, NetTrim) and not bool(problem.active.all())]
+    if len(trims) < len(problems):
+        return None
+    missed = scale = 0.0
+    for g, problem in enumerate(trims):
+        matrix = shipped(problem, weight[g], None if bias is None else bias[g]).to(problem.inputs.device)
+        outputs = (problem.inputs @ matrix.mT).clamp(min=0)
+        missed += float((outputs - problem.targets).square().sum())
+        scale += float(problem.targets.square().sum())
+    return math.sqrt(missed / scale) if scale else (math.inf if missed else 0.0)
 
 
 def _errors(captured: Captured, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:

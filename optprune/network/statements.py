@@ -16,7 +16,9 @@ from optprune.patterns import Pattern, PerLayer
 from optprune.problems import L0LeastSquares, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
-from optprune.solvers import Solver, solve_all
+from optprune.solvers import Solver, solve
+from optprune.solvers.net_trim_admm import NetTrimADMM
+from optprune.solvers.net_trim_count import radius_for_count
 from optprune.statistics import Statistics
 
 
@@ -67,7 +69,7 @@ def least_squares(captured: Captured, pattern: Pattern, adapter: Adapter, dampin
     return [L0LeastSquares(part, own, damping) for part, own in zip(parts, patterns, strict=True)]
 
 
-def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -> list[Problem]:
+def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -> list[NetTrim]:
     r"""One Net-Trim problem per group, on the sampled rows, the bias a free column.
 
     With dense inputs the radius is `relative` times $\lVert Y_\Omega \rVert_F$; with a pruned prefix it is at least
@@ -76,7 +78,7 @@ def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -
     if captured.inputs is None:
         raise UnsupportedError("Net-Trim needs rows, not statistics alone; give samples >= 1")
     weight, bias = _dense(captured.statistics, adapter)
-    problems: list[Problem] = []
+    problems: list[NetTrim] = []
     for g in range(adapter.groups):
         own = None if bias is None else bias[g]
         rows = captured.inputs[g].double()
@@ -92,17 +94,26 @@ def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -
 
 
 def solve_to_count(
-    problems: Sequence[Problem], target: PerLayer, adapter: Adapter, solver: Solver, *, certified: bool
-) -> tuple[list[Problem], list[Solution]]:
-    """Net-Trim at the radius that keeps at most the pattern's count, group by group."""
-    from optprune.solvers.net_trim_admm import radius_for_count
+    problems: Sequence[NetTrim], target: PerLayer, adapter: Adapter, solver: Solver, *, certified: bool
+) -> tuple[list[NetTrim], list[Solution]]:
+    """Net-Trim at the radius that keeps at most the pattern's count, group by group.
 
-    found, solutions = [], []
+    Behind a pruned prefix the radius starts at what the dense weight leaves there; where that already takes fewer
+    weights, it stays.
+    """
+    found: list[NetTrim] = []
+    solutions: list[Solution] = []
     for problem, part in zip(problems, target.split(adapter.groups, adapter.shape), strict=True):
         count = part.count((adapter.shape[0] // adapter.groups, adapter.shape[1]))
-        at_radius = radius_for_count(problem, count, solver)
-        found.append(at_radius)
-        solutions += solve_all([at_radius], solver, certified=certified)
+        if problem.ceiling is not None:
+            # Behind a pruned prefix a smaller ball than this one may hold nothing at all.
+            least = solve(problem, solver, certified=certified)
+            if least.termination.ok and int((least.weight != 0).sum()) <= count:
+                found.append(problem)
+                solutions.append(least)
+                continue
+        found.append(radius_for_count(problem, count, solver if isinstance(solver, NetTrimADMM) else None))
+        solutions.append(solve(found[-1], solver, certified=certified))
     return found, solutions
 
 

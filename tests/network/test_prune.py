@@ -1,8 +1,7 @@
 """The main job on small networks: what ships is what is certified, and the caller's model is left alone."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,53 +9,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from optprune.certify import recheck
-from optprune.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from optprune.network import Radius, Report, plan, prune
 from optprune.patterns import Columns, NOfM, PerLayer, PerRow, Rows
-from optprune.problems import L0LeastSquares
-from optprune.solution import Answer, Termination
-from optprune.solvers import ADMM, Magnitude, Solver, Wanda
-
-
-def data(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def filled(model: M, seed: int = 0) -> M:
-    rng = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        fan = math.prod(parameter.shape[1:]) or 1
-        parameter.data = (torch.randn(parameter.shape, generator=rng) / fan**0.5).to(parameter)
-    return model
-
-
-def mlp() -> nn.Sequential:
-    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4, bias=False))
-    filled(model)
-    return model
-
-
-def cnn() -> nn.Sequential:
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.ReLU(), nn.Conv2d(6, 8, 2, stride=2), nn.Flatten(), nn.Linear(72, 5)
-    )
-    filled(model)
-    return model
-
-
-def layer(model: nn.Module, name: str) -> Any:
-    return model.get_submodule(name)
-
-
-def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from optprune.solvers import ADMM, Magnitude, Wanda
+from tests.network.networks import cnn, data, filled, layer, mlp, parameters, same
 
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
@@ -202,154 +158,6 @@ def test_weights_are_certified_after_the_cast(dtype, mode):
     assert report.network.measured is not None
     assert report.network.bound is not None
     assert report.network.measured <= report.network.bound
-
-
-def test_a_layer_of_one_input_and_one_output():
-    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
-    filled(model, seed=2)
-    for mode in ("parallel", "cascade"):
-        _, report = prune(model, [data(20, 1)], plan.uniform(model, density=0.5), ADMM(), mode=mode)
-        assert [record.kept for record in report.layers] == [1, 2, 2]
-        assert all(record.certificate is not None for record in report.layers)
-
-
-def test_fewer_samples_than_inputs_and_dead_inputs():
-    model, x = mlp(), data(4, 8)
-    x[:, 2] = 0
-    _, report = prune(model, [x], plan.uniform(model, density=0.5), ADMM())
-    assert report.layers[0].dead_inputs == 1
-    assert "0: 1 inputs were zero in every sample" in str(report)
-    assert all(record.certificate is not None for record in report.layers)
-
-
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
-@pytest.mark.parametrize("inplace", [True, False])
-def test_what_fails_leaves_the_model_untouched(mode, inplace):
-    model, x = mlp(), data(20, 8)
-    before = parameters(model)
-    calls = []
-
-    def forward(m, batch):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("the loader broke")
-        return m(batch)
-
-    made = plan.uniform(model, density=0.5)
-    with pytest.raises(RuntimeError, match="the loader broke"):
-        prune(model, [x], made, Magnitude(), mode=mode, inplace=inplace, forward=forward)
-    assert same(before, parameters(model))
-    assert all(module.training for module in model.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_and_activations_that_are_not_finite_name_the_layer(value):
-    model, x = mlp(), data(20, 8)
-    made = plan.uniform(model, density=0.5)
-    broken = mlp()
-    layer(broken, "2").weight.data[3, 4] = value
-    with pytest.raises(NonFiniteError, match=r"layer '2': its weight holds 1 NaN or infinite"):
-        prune(broken, [x], made, Magnitude())
-    broken = mlp()
-    layer(broken, "2").bias.data[0] = value
-    with pytest.raises(NonFiniteError, match=r"layer '2': its bias"):
-        prune(broken, [x], made, Magnitude())
-    x[3, 2] = value
-    for mode in ("parallel", "cascade"):
-        with pytest.raises(NonFiniteError, match="layer '0'"):
-            prune(model, [x], made, Magnitude(), mode=mode)
-
-
-@dataclass(frozen=True)
-class Odd(Solver[L0LeastSquares]):
-    """Returns what the tests ask for."""
-
-    factor: float = 1.0
-    reason: Termination = Termination.STEP_LIMIT
-
-    accepts: ClassVar = (L0LeastSquares,)
-    summary: ClassVar[str] = "a test's"
-    source: ClassVar[str] = "none"
-
-    def run(self, problem, progress=None):
-        matrix = self.factor * problem.pattern.project(problem.dense)
-        return Answer(matrix, (self.reason,) * max(1, math.prod(problem.batch_shape)), 7)
-
-
-def test_a_solver_that_stops_early_is_reported():
-    model = mlp()
-    _, report = prune(model, [data(20, 8)], plan.uniform(model, density=0.5), Odd())
-    assert {record.termination for record in report.layers} == {Termination.STEP_LIMIT}
-    assert {record.steps for record in report.layers} == {7}
-    assert "step limit" in str(report)
-
-
-@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e300])
-def test_a_solution_that_is_not_finite_raises_and_nothing_is_written(factor):
-    model = mlp()
-    before = parameters(model)
-    made = plan.uniform(model, density=0.5)
-    with pytest.raises(NonFiniteError, match=r"layer '0': the pruned weight holds NaN or infinity in torch.float32"):
-        prune(model, [data(20, 8)], made, Odd(factor, Termination.NON_FINITE), inplace=True)
-    assert same(before, parameters(model))
-
-
-def test_tied_and_repeated_layers():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, x):
-            return self.head(self.embed(x))
-
-    tied, tokens = Tied(), torch.arange(6).reshape(2, 3)
-    with pytest.raises(UnsupportedError, match=r"layer 'head': .*'embed'"):
-        prune(tied, [tokens], plan.uniform(tied, density=0.5), Magnitude())
-
-    shared = nn.Linear(5, 5)
-    twice = nn.Sequential(shared, nn.ReLU(), shared)
-    _, report = prune(twice, [data(10, 5)], plan.uniform(twice, density=0.5), Magnitude())
-    assert [(record.name, record.rows) for record in report.layers] == [("0", 20)]
-    with pytest.raises(UnsupportedError, match=r"layer '0': it is called 2 times"):
-        prune(twice, [data(10, 5)], plan.uniform(twice, density=0.5), Magnitude(), mode="cascade")
-
-
-def test_a_layer_that_is_never_reached_is_named_unless_skipped():
-    class Spare(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.spare = nn.Linear(3, 3), nn.Linear(3, 3)
-
-        def forward(self, x):
-            return self.used(x)
-
-    model = Spare()
-    with pytest.raises(InvalidInputError, match=r"layer 'spare': it is never reached"):
-        prune(model, [data(5, 3)], plan.uniform(model, density=0.5), Magnitude())
-    _, report = prune(model, [data(5, 3)], plan.uniform(model, density=0.5, skip="spare"), Magnitude())
-    assert [record.name for record in report.layers] == ["used"]
-
-
-def test_misuse_is_refused():
-    model, x = mlp(), data(10, 8)
-    made = plan.uniform(model, density=0.5)
-    with pytest.raises(InvalidInputError, match="no sample"):
-        prune(model, [], made, Magnitude())
-    with pytest.raises(InvalidInputError, match="samples=0"):
-        prune(model, [x], made, Magnitude(), samples=0)
-    with pytest.raises(InvalidInputError, match=r"relu names '1'"):
-        prune(model, [x], made, Magnitude(), relu={"1": True})
-    with pytest.raises(UnsupportedError, match=r"layer '0': Radius.*needs a pattern"):
-        prune(model, [x], plan.radius(model, 0.1), Magnitude())
-    with pytest.raises(InvalidInputError, match="an empty plan"):
-        prune(model, [x], plan.uniform(model, density=0.5, skip="*"), Magnitude())
-    with pytest.raises(InvalidInputError, match="'cuda:7' cannot be used"):
-        prune(model, [x], made, Magnitude(), device="cuda:7")
-    with pytest.raises(InvalidInputError, match="'meta' and holds no numbers"):
-        prune(mlp().to("meta"), [x], made, Magnitude())
 
 
 def test_progress_names_every_layer():

@@ -46,7 +46,11 @@ def bound(**changes: Any) -> NetworkBound:
 @pytest.mark.parametrize(
     "report",
     [
-        Report([record(), record("fc2", error=math.inf, certificate=None)], bound(), {"seed": 0, "x": math.inf}),
+        Report(
+            [record(relu_error=0.25), record("fc2", error=math.inf, certificate=None)],
+            bound(),
+            {"seed": 0, "x": math.inf},
+        ),
         Report([record("inf")], None, {}),
         Report([], bound(bound=None, measured=math.nan, reason="operation 'x' (lstm): no rule"), {"list": [1, "nan"]}),
     ],
@@ -58,6 +62,7 @@ def test_json_is_finite_and_comes_back(report):
     assert [layer.name for layer in again.layers] == [layer.name for layer in report.layers]
     for ours, theirs in zip(again.layers, report.layers, strict=True):
         assert (ours.shape, ours.termination, ours.error) == (theirs.shape, theirs.termination, theirs.error)
+        assert ours.relu_error == theirs.relu_error
         assert ours.certificate == theirs.certificate
     if report.network is not None and again.network is not None:
         assert again.network.reason == report.network.reason
