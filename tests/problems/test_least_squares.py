@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from optprune.errors import InvalidInputError
 from optprune.patterns import NOfM, PerLayer, PerRow
@@ -15,7 +16,9 @@ def layer(rng):
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.1])
-def test_objective_is_half_the_mean_squared_error_plus_the_ridge(layer, rng, damping):
+def test_objective_is_half_the_mean_squared_error_plus_the_ridge(
+    layer: tuple[Tensor, Tensor], rng: torch.Generator, damping: float
+):
     weight, inputs = layer
     problem = L0LeastSquares.from_layer(weight, inputs, PerLayer(10), damping)
     other = torch.randn(5, 8, generator=rng, dtype=torch.float64)
@@ -30,7 +33,7 @@ def test_objective_is_half_the_mean_squared_error_plus_the_ridge(layer, rng, dam
     )
 
 
-def test_gradient_is_that_of_the_objective(layer, rng):
+def test_gradient_is_that_of_the_objective(layer: tuple[Tensor, Tensor], rng: torch.Generator):
     weight, inputs = layer
     targets = torch.randn(30, 5, generator=rng, dtype=torch.float64)
     problem = L0LeastSquares(Statistics.from_samples(inputs, targets, weight), PerRow(3), 0.05)
@@ -40,7 +43,7 @@ def test_gradient_is_that_of_the_objective(layer, rng):
     torch.testing.assert_close(point.detach() @ problem.gram - problem.linear, automatic)
 
 
-def test_files_restore_the_statement(layer):
+def test_files_restore_the_statement(layer: tuple[Tensor, Tensor]):
     problem = L0LeastSquares.from_layer(*layer, NOfM(2, 4), 0.01)
     again = L0LeastSquares.restore(problem.tensors(), problem.settings())
     assert again.pattern == problem.pattern
@@ -49,13 +52,13 @@ def test_files_restore_the_statement(layer):
         assert torch.equal(again.tensors()[name], tensor)
 
 
-def test_violation_sees_a_weight_too_many(layer):
+def test_violation_sees_a_weight_too_many(layer: tuple[Tensor, Tensor]):
     problem = L0LeastSquares.from_layer(*layer, PerRow(2))
     assert float(problem.violation(problem.pattern.project(layer[0]))["support"]) == 0.0
     assert float(problem.violation(layer[0])["support"]) > 0.1
 
 
-def test_stack_and_unstack_are_inverse(layer, rng):
+def test_stack_and_unstack_are_inverse(layer: tuple[Tensor, Tensor], rng: torch.Generator):
     problems = [
         L0LeastSquares.from_layer(torch.randn(5, 8, generator=rng, dtype=torch.float64), layer[1], PerRow(2))
         for _ in range(3)
@@ -68,12 +71,12 @@ def test_stack_and_unstack_are_inverse(layer, rng):
     assert [float(v) for v in values] == [float(p.objective(torch.zeros(5, 8, dtype=torch.float64))) for p in problems]
 
 
-def test_stacking_different_settings_is_refused(layer):
+def test_stacking_different_settings_is_refused(layer: tuple[Tensor, Tensor]):
     with pytest.raises(InvalidInputError, match="stack"):
         stack([L0LeastSquares.from_layer(*layer, PerRow(2)), L0LeastSquares.from_layer(*layer, PerRow(3))])
 
 
 @pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf")])
-def test_impossible_damping_is_refused(layer, damping):
+def test_impossible_damping_is_refused(layer: tuple[Tensor, Tensor], damping: float):
     with pytest.raises(InvalidInputError, match="damping"):
         L0LeastSquares.from_layer(*layer, PerRow(2), damping)
