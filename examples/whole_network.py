@@ -1,6 +1,6 @@
 """A whole network: train, plan, prune, read the report, write the run, verify it.
 
-python examples/whole_network.py [--density 0.2] [--epochs 30] [--output runs/whole_network]
+python examples/whole_network.py [--density 0.2] [--epochs 15] [--output runs/whole_network]
 """
 
 import argparse
@@ -11,7 +11,7 @@ from optprune.cli.embedded import accuracy, digits, mlp, train
 
 arguments = argparse.ArgumentParser(description="Prune a small network on scikit-learn's digits and verify the run.")
 arguments.add_argument("--density", type=float, default=0.2)
-arguments.add_argument("--epochs", type=int, default=30)
+arguments.add_argument("--epochs", type=int, default=15)
 arguments.add_argument("--hidden", type=int, nargs="+", default=[300, 100])
 arguments.add_argument("--output", type=Path, default=Path("runs/whole_network"))
 asked = arguments.parse_args()

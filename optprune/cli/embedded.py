@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from optprune.errors import MissingDependencyError
 
 TEST_IMAGES = 360
-EPOCHS = 30
+EPOCHS = 15
 BATCH = 64
 
 
