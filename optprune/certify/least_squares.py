@@ -90,8 +90,10 @@ def strengthen(
     """
     if not bool((minorant > 0).any()):
         return start
-    relaxation = Perspective.of(problem, minorant)
     growth = 2 * tolerance * float(problem.objective(start))
+    if growth <= 0 and problem.pattern.admits(start != 0):
+        return start  # the optimum is 0, and so is the bound that needs no proof
+    relaxation = Perspective.of(problem, minorant)
     rows, columns = relaxation.b.shape
     steep = float(torch.linalg.eigvalsh(relaxation.a)[-1]) > columns**2 / 16
     method = majorise if steep and rows * columns**3 <= FACTORISABLE else accelerate
