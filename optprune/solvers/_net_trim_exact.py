@@ -1,9 +1,7 @@
-"""From an approximate Net-Trim solution to the exact one."""
+"""From an approximate Net-Trim solution to the exact one: solve the pieces, correct those that are wrong, repeat."""
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,114 +14,133 @@ from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
 from optprune.solvers._net_trim_newton import Point, proximal_step
 from optprune.solvers._net_trim_polish import Piece, ball_on_piece, piece
 
-_BOOST = float(os.environ.get("NTBOOST", "10"))
-_GROWTH = float(os.environ.get("NTGROW", "4"))
-_SHRINK = float(os.environ.get("NTSHRINK", "0.25"))
-_DRIFT = float(os.environ.get("NTDRIFT", "0.05"))
-_NEWTON = int(os.environ.get("NTMAXN", "40"))
+_FIRST_STEP = 10.0  # proximal parameters at the start, in units of ADMM's
+_GROWTH, _SHRINK = 4.0, 0.25
+_STILL = 1e-4  # relative change below which a proximal step need not grow
+_TRUSTED = 0.05  # relative change below which the residual of a neuron says something about its multiplier
+_NEWTON_STEPS = 40
+_FINEST = 1e-9
 _HOPELESS, _DOUBTFUL = 1e6, 2.0
-_DEBUG = os.environ.get("NTDEBUG")
 
 
 @dataclass(frozen=True, eq=False)
 class Exact:
-    u: Tensor
-    lam: Tensor
-    mu: Tensor
+    """The end of a solve, in solver units."""
+
+    u: Float[Tensor, "out d"]
+    lam: Float[Tensor, "out n"]
+    mu: Float[Tensor, " out"]
     termination: Termination
     rounds: int
     newton: int
 
 
-@dataclass(eq=False)
-class _Guess:
-    """What each neuron's piece is taken to be."""
+class _Neurons:
+    """The changing state of the second phase; neurons first. `settled` ones are at their optimum, where that is their own affair."""
 
-    support: Bool[Tensor, "out d"]
-    signs: Float[Tensor, "out d"]
-    tight: Bool[Tensor, "out n"]
+    def __init__(self, layer: Layer, state: State) -> None:
+        self.layer = layer
+        self.decoupled = layer.radius is None or layer.per_neuron
+        self.point = Point(state.s.clone(), state.lam)
+        self.mu = state.mu.clamp(SMALLEST_MULTIPLIER, FREE)
+        self.sigma = _FIRST_STEP / (state.rho * state.weight)
+        self.tau = _FIRST_STEP / state.rho
+        self.growth = torch.full_like(self.mu, _GROWTH)
+        self.support, self.signs = state.s != 0, state.s.sign()
+        self.tight = ~layer.active & (state.t >= layer.targets) & (self.point.lam > 0)
+        self.settled = torch.zeros_like(self.mu, dtype=torch.bool)
+        self.trusted = ~self.settled
+        self.pieces: Piece | None = None
+
+    def solve_pieces(self, rows: Int[Tensor, " rows"]) -> tuple[Point, Float[Tensor, " out"]]:
+        """The optimum on the pieces, those of `rows` solved anew, and the ball's multiplier there."""
+        part = piece(
+            self.layer,
+            rows,
+            self.point.u[rows],
+            self.mu[rows, None] * self.point.lam[rows],
+            self.signs[rows],
+            self.support[rows],
+            self.tight[rows],
+        )
+        self.pieces = part if self.pieces is None else self.pieces.replaced(rows, part)
+        base, slope = self.pieces.lam_base, self.pieces.lam_slope
+        on = self.layer.active
+        mu = ball_on_piece(self.layer, torch.where(on, base, 0.0), torch.where(on, slope, 0.0))
+        u = self.pieces.base + mu[:, None] * self.pieces.slope
+        return Point(u, base / mu[:, None] + slope), mu
+
+    def accept(self, exact: Point, proposal: Float[Tensor, " out"], bad: Bool[Tensor, " out"]) -> None:
+        """Take the neurons whose piece is right, and move the multiplier."""
+        good = ~bad
+        assert self.pieces is not None
+        reach = self.pieces.lam_base + self.mu[:, None] * self.pieces.lam_slope
+        reach = torch.where(bad[:, None], self.mu[:, None] * self.point.lam, reach)
+        reach = torch.linalg.vector_norm(torch.where(self.layer.active, reach, 0.0), dim=1)
+        self.point.u[good], self.point.lam[good] = exact.u[good], exact.lam[good]
+        if self.decoupled:
+            self.settled = good
+        mu = _next_multiplier(self.layer, self.mu, reach, proposal)
+        self.mu = torch.where(self.trusted, mu, self.mu) if self.layer.per_neuron else mu
+
+    def end(self, reason: Termination, rounds: int, newton: int) -> Exact:
+        """The present point as the result."""
+        return Exact(self.point.u, self.point.lam, self.mu, reason, rounds, newton)
+
+    def correct(self, rows: Int[Tensor, " rows"], tolerance: float) -> int:
+        """One proximal step for the neurons whose piece is wrong; the number of Newton steps in it."""
+        layer, before = self.layer, self.point.u[rows]
+        moved, residual, steps = proximal_step(
+            layer, self.point, rows, self.mu[rows], self.sigma[rows], self.tau[rows], tolerance, _NEWTON_STEPS
+        )
+        change = torch.linalg.vector_norm(moved.u - before, dim=1)
+        size = torch.linalg.vector_norm(moved.u, dim=1)
+        solved = residual <= tolerance
+        self.trusted[rows] = solved & (change <= _TRUSTED * size)
+        self.point.u[rows], self.point.lam[rows] = moved.u, moved.lam
+        # A step too long to solve is shortened, and that neuron's steps grow more slowly from then on.
+        self.growth[rows] = torch.where(solved, self.growth[rows], self.growth[rows].sqrt().clamp(min=1.2))
+        factor = torch.where(solved, torch.where(change > _STILL * size, self.growth[rows], 1.0), _SHRINK)
+        self.sigma[rows] *= factor
+        self.tau[rows] *= factor
+        sigma, tau = self.sigma[rows, None], self.tau[rows, None]
+        ahead = layer.soften(moved.u - sigma * layer.correlate(moved.lam), sigma)
+        self.support[rows], self.signs[rows] = ahead != 0, ahead.sign()
+        through = layer.forward(moved.u) + tau * moved.lam
+        self.tight[rows] = ~layer.active[rows] & (through >= layer.targets[rows]) & (moved.lam > 0)
+        return steps
 
 
 def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exact:
-    mu = state.mu.clamp(SMALLEST_MULTIPLIER, FREE)
-    point = Point(state.s.clone(), state.lam)
-    sigma, tau = _BOOST / (state.rho * state.weight), _BOOST / state.rho
-    guess = _Guess(state.s != 0, state.s.sign(), ~layer.active & (state.t >= layer.targets) & (point.lam > 0))
-    out = len(mu)
-    decoupled = layer.radius is None or layer.per_neuron
-    pending = torch.arange(out, device=mu.device)
-    settled = torch.zeros_like(mu, dtype=torch.bool)
-    trusted = ~settled
-    cache: Piece | None = None
+    """Solve pieces and correct wrong ones until all are right, or until violations and gap are within the tolerance anyway."""
+    neurons = _Neurons(layer, state)
+    rows = torch.arange(len(neurons.mu), device=neurons.mu.device)
     newton = 0
     for rounds in range(1, max_rounds + 1):
-        start = time.perf_counter()
-        part = piece(
-            layer,
-            pending,
-            point.u[pending],
-            mu[pending, None] * point.lam[pending],
-            guess.signs[pending],
-            guess.support[pending],
-            guess.tight[pending],
-        )
-        cache = part if cache is None else cache.replaced(pending, part)
-        on = layer.active
-        exact = ball_on_piece(layer, torch.where(on, cache.lam_base, 0.0), torch.where(on, cache.lam_slope, 0.0))
-        u = cache.base + exact[:, None] * cache.slope
-        lam = cache.lam_base / exact[:, None] + cache.lam_slope
-        bad = violated(layer, u, lam, guess, exact, tolerance) & ~settled
-        wrong = bad.nonzero()[:, 0]
-        if _DEBUG:
-            print("round", rounds, "piece rows", len(pending), "%.3fs" % (time.perf_counter() - start), "bad", len(wrong), "nnz", int((u != 0).sum()))
-        if not len(wrong) or shortfall(layer, u, lam).within(tolerance):
-            return Exact(u, lam, exact, Termination.CONVERGED, rounds, newton)
-        good = ~bad
-        point.u[good], point.lam[good] = u[good], lam[good]
-        left = shortfall(layer, point.u, point.lam)
+        exact, proposal = neurons.solve_pieces(rows)
+        bad = _violated(neurons, exact, proposal, tolerance) & ~neurons.settled
+        rows = bad.nonzero()[:, 0]
+        if not len(rows) or shortfall(layer, exact).within(tolerance):
+            return Exact(exact.u, exact.lam, proposal, Termination.CONVERGED, rounds, newton)
+        neurons.accept(exact, proposal, bad)
+        left = shortfall(layer, neurons.point)
         if left.within(tolerance):
-            return Exact(point.u, point.lam, mu, Termination.CONVERGED, rounds, newton)
+            return neurons.end(Termination.CONVERGED, rounds, newton)
         if left.impossible(_HOPELESS):
-            return Exact(point.u, point.lam, mu, Termination.INFEASIBLE, rounds, newton)
-        if decoupled:
-            settled = good
-        reach = torch.where(bad[:, None], mu[:, None] * point.lam, cache.lam_base + mu[:, None] * cache.lam_slope)
-        reach = torch.linalg.vector_norm(torch.where(on, reach, 0.0), dim=1)
-        proposal = next_multiplier(layer, mu, reach, exact)
-        mu = torch.where(trusted, proposal, mu) if layer.per_neuron else proposal
-        start = time.perf_counter()
-        target = max(1e-9, 1e-2 * 0.1**rounds)
-        moved, residual, steps = proximal_step(layer, point, wrong, mu[wrong], sigma[wrong], tau[wrong], target, _NEWTON)
-        drift = torch.linalg.vector_norm(moved.u - point.u[wrong], dim=1)
-        size = torch.linalg.vector_norm(moved.u, dim=1)
-        solved = residual <= target
-        trusted[wrong] = solved & (drift <= _DRIFT * size)
-        point.u[wrong], point.lam[wrong] = moved.u, moved.lam
-        newton += steps
-        if _DEBUG:
-            print("   newton rows", steps, "res %.1e" % residual.max(), "%.3fs" % (time.perf_counter() - start), "drift %.1e" % (drift / size).max(), "unsolved", int((~solved).sum()), "untrusted", int((~trusted).sum()))
-            if len(wrong) < 6:
-                print("     mu", mu[wrong].tolist(), exact[wrong].tolist(), "sigma", sigma[wrong].tolist())
-        factor = torch.where(solved, torch.where(drift > 1e-4 * size, _GROWTH, 1.0), _SHRINK)
-        sigma[wrong] *= factor
-        tau[wrong] *= factor
-        pre = layer.soften(moved.u - sigma[wrong, None] * layer.correlate(moved.lam), sigma[wrong, None])
-        guess.support[wrong], guess.signs[wrong] = pre != 0, pre.sign()
-        ahead = layer.forward(moved.u) + tau[wrong, None] * moved.lam
-        guess.tight[wrong] = ~layer.active[wrong] & (ahead >= layer.targets[wrong]) & (moved.lam > 0)
-        pending = wrong
-    left = shortfall(layer, point.u, point.lam)
-    reason = Termination.INFEASIBLE if left.impossible(_DOUBTFUL) else Termination.STEP_LIMIT
-    return Exact(point.u, point.lam, mu, reason, max_rounds, newton)
+            return neurons.end(Termination.INFEASIBLE, rounds, newton)
+        newton += neurons.correct(rows, max(_FINEST, 1e-2 * 0.1**rounds))
+    left = shortfall(layer, neurons.point)
+    return neurons.end(Termination.INFEASIBLE if left.impossible(_DOUBTFUL) else Termination.STEP_LIMIT, max_rounds, newton)
 
 
-def violated(layer: Layer, u: Tensor, lam: Tensor, guess: _Guess, mu: Tensor, tolerance: float) -> Tensor:
+def _violated(neurons: _Neurons, exact: Point, mu: Tensor, tolerance: float) -> Bool[Tensor, " out"]:
     """Neurons whose optimality conditions fail on their piece (written so that NaN fails)."""
+    layer, u, lam = neurons.layer, exact.u, exact.lam
     price = torch.where(layer.price > 0, layer.price, layer.inputs.shape[0])
     correlation = layer.correlate(lam)
-    signs = (u * guess.signs).amin(1) >= -tolerance * u.abs().amax(1)
+    signs = (u * neurons.signs).amin(1) >= -tolerance * u.abs().amax(1)
     inside = ((correlation.abs() - layer.price) / price).amax(1) <= tolerance
-    stationary = torch.where(guess.support, correlation + layer.price * guess.signs, 0.0)
+    stationary = torch.where(neurons.support, correlation + layer.price * neurons.signs, 0.0)
     straight = (stationary.abs() / price).amax(1) <= 10 * tolerance
     pushing = torch.where(layer.active, 0.0, lam).amin(1) >= -tolerance * lam.abs().amax(1)
     below = torch.where(layer.active, 0.0, layer.forward(u) - layer.targets).amax(1) <= tolerance
@@ -146,15 +163,18 @@ class Shortfall:
         return self.violation > 1e-6 and self.bound > factor * self.objective
 
 
-def shortfall(layer: Layer, u: Tensor, lam: Tensor) -> Shortfall:
+def shortfall(layer: Layer, point: Point) -> Shortfall:
     """The shortfall of a primal and dual point."""
-    price, active = layer.price, layer.active
+    u, lam, price, active = point.u, point.lam, layer.price, layer.active
     residual = layer.forward(u) - layer.targets
     missed = torch.linalg.vector_norm(torch.where(active, residual, 0.0), dim=1) * layer.size
     above = (torch.where(active, 0.0, residual).amax(1) * layer.size).amax()
     violation = above / (layer.targets.abs().amax(1) * layer.size).amax().clamp(min=1e-300)
 
     lam = torch.where(active, lam, lam.clamp(min=0))
+    if bool((price == 0).any()):
+        count = active.sum(1, keepdim=True)
+        lam = torch.where(count > 0, lam - active * (lam.sum(1, keepdim=True) / count.clamp(min=1)), 0.0)
     correlation = layer.correlate(lam).abs()
     stretch = torch.where(price > 0, correlation / price.clamp(min=1e-300), 0.0).amax(1).clamp(min=1.0)
     gain = -(lam * layer.targets).sum(1) / stretch * layer.size
@@ -175,8 +195,6 @@ def shortfall(layer: Layer, u: Tensor, lam: Tensor) -> Shortfall:
         total = torch.linalg.vector_norm(missed)
         scale = torch.linalg.vector_norm(torch.linalg.vector_norm(layer.targets, dim=1) * layer.size)
         violation = torch.maximum(violation, (total - layer.radius) / torch.maximum(layer.radius, scale).clamp(min=1e-300))
-    # On the bias the multipliers must be orthogonal to the inputs; making them so costs about this.
-    bound = bound - (torch.where(price > 0, 0.0, correlation * u.abs()).sum(1) * layer.size).sum()
     return Shortfall(*torch.stack((violation, objective, bound.clamp(min=0.0))).tolist())
 
 
@@ -191,7 +209,11 @@ def _off_ball(layer: Layer, lam: Tensor, mu: Tensor, tolerance: float) -> Tensor
     return ~((size <= layer.radius + slack) & ((size >= layer.radius - slack) | (mu >= FREE)))
 
 
-def next_multiplier(layer: Layer, mu: Tensor, reach: Tensor, proposal: Tensor) -> Tensor:
+def _next_multiplier(layer: Layer, mu: Tensor, reach: Tensor, proposal: Tensor) -> Tensor:
+    r"""The multiplier after $\mu$, at which the residuals were `reach`.
+
+    The residual grows with $\mu$, but more slowly than $\mu$ itself: $\mu\,\varepsilon / \text{residual}$ never oversteps.
+    """
     if layer.penalty is not None:
         return mu
     size = reach if layer.per_neuron else torch.linalg.vector_norm(reach * layer.size).expand_as(reach)

@@ -15,6 +15,7 @@ _STIFFNESS = 1e5
 _RIDGE = 1e-9
 _SWEEPS = 12
 _ROUNDING = 1e-13
+_SETTLED = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,12 @@ def piece(
         for _ in range(_SWEEPS):
             out = chosen.mT @ x - goal
             push = torch.where(on.mT, out, torch.where(held.mT, nu + stiff[..., None] * out, 0.0))
-            x = x + torch.cholesky_solve(pull - chosen @ push, factor)
+            move = torch.cholesky_solve(pull - chosen @ push, factor)
+            x = x + move
             out = chosen.mT @ x - goal
             nu = torch.where(held.mT, nu + stiff[..., None] * out, 0.0)
+            if bool((move.abs().amax((1, 2)) <= _SETTLED * x.abs().amax((1, 2))).all()):
+                break
         out = torch.where(on.mT, out, nu)
         # Rounding is no residual: where mu is tiny it would be divided by it.
         attained = torch.linalg.vector_norm(torch.where(on.mT, out, 0.0), dim=1, keepdim=True)

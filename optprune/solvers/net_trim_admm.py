@@ -1,37 +1,82 @@
-"""Net-Trim by ADMM, finished exactly by proximal Newton steps and a closed form in the ball's multiplier."""
+"""Net-Trim by ADMM, finished exactly on the pieces that it finds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from optprune.errors import InvalidInputError
 from optprune.problems import unstack
 from optprune.problems.net_trim import NetTrim
-from optprune.solution import Answer, Termination
-from optprune.solvers._base import Progress, Solver
-from optprune.solvers._net_trim_exact import Exact, finish
-from optprune.solvers._net_trim_first_order import FirstOrder
+from optprune.solution import Answer
+from optprune.solvers._base import Progress, Promise, Solver
+from optprune.solvers._net_trim_exact import finish
+from optprune.solvers._net_trim_first_order import FirstOrder, State
 from optprune.solvers._net_trim_layer import Layer
+
+_STRAGGLERS = 0.1
+"""Share of neurons that the first phase need not wait for: the second is cheap for a few."""
 
 
 @dataclass(frozen=True)
 class NetTrimADMM(Solver[NetTrim]):
-    max_steps: int = 200
+    r"""The optimum of a Net-Trim problem, usually to machine precision, for all neurons of a layer at once.
+
+    1. ADMM on $t = XU^\top$, $S = U$, over-relaxed, with a penalty per neuron balanced by its residuals and one factorisation for all;
+       a step costs two products of the inputs with the weights. It finds the neighbourhood of the optimum in a few hundred steps,
+       and would need many thousands for the rest.
+    2. On the supports, signs and tight ceilings found, the optimality conditions are linear and their solution affine in the ball's
+       multiplier $\mu$; the ball gives $\mu$ in closed form, jointly or per neuron. Where all conditions hold, this is the optimum.
+    3. Neurons whose conditions fail take semismooth Newton steps on the dual of a proximal problem, whose systems are as small
+       as their supports, and go back to 2.
+
+    Why both: on a 300 x 100 layer ADMM alone leaves a relative gap of about 1e-3 after 500 steps and 1e-5 after 5,000, and the Newton
+    phase alone, from zero, spends on large early supports several times what ADMM costs; together the gap is below 1e-9. Columns are
+    scaled to unit size and neurons by their targets, so that the data's units do not matter.
+
+    The solve ends as `CONVERGED` when all violations, relative to the data's scale, and the relative duality gap are at most the
+    tolerance, as the solver sees them; as `INFEASIBLE` when the lower bound outgrows the norm of the nearly feasible iterates (the
+    certificate then says how large any admissible matrix must be); otherwise as `STEP_LIMIT`.
+
+    Attributes:
+        max_steps: most ADMM steps.
+        check_every: ADMM steps between two looks at the residuals.
+        handover: relative residual at which ADMM hands over.
+        tolerance: of violations and gap, at the end.
+        max_rounds: most repetitions of 2 and 3.
+        relaxation: of ADMM, in (0, 2).
+
+    Raises:
+        InvalidInputError: a setting out of its range.
+
+    References:
+        Aghasi, Abdi, Romberg 2020, Algorithm 1; Boyd et al. 2011, sections 3.4.1 and 3.4.3; Li, Sun, Toh 2018 (SSNAL).
+    """
+
+    max_steps: int = 1000
     check_every: int = 10
-    handover: float = 3e-3
+    handover: float = 3e-4
     tolerance: float = 1e-9
-    max_rounds: int = 40
+    max_rounds: int = 60
     relaxation: float = 1.6
 
     accepts: ClassVar = (NetTrim,)
-    summary: ClassVar[str] = "Net-Trim's convex program to machine precision: ADMM, then proximal Newton on the support"
+    summary: ClassVar[str] = "Net-Trim's convex program to machine precision: ADMM, then Newton on the support"
     source: ClassVar[str] = "Aghasi, Abdi, Romberg 2020, Algorithm 1; Li, Sun, Toh 2018"
 
+    def __post_init__(self) -> None:
+        counts = self.max_steps >= 1 and self.check_every >= 1 and self.max_rounds >= 1
+        if not (counts and self.handover > 0 and self.tolerance > 0 and 0 < self.relaxation < 2):
+            raise InvalidInputError(f"{self} given; counts are >= 1, handover and tolerance > 0, relaxation in (0, 2)")
+
+    @property
+    def promises(self) -> frozenset[Promise]:
+        return frozenset({Promise.OPTIMAL})
+
     def run(self, problem: NetTrim, progress: Progress | None = None) -> Answer:
+        """Solve a problem; the members of a stack one after the other, each of them fills the machine."""
         if problem.batch_shape:
             parts = [self.run(part, progress) for part in unstack(problem)]
             return Answer(
@@ -42,26 +87,35 @@ class NetTrimADMM(Solver[NetTrim]):
                 {name: sum(part.info[name] for part in parts) for name in parts[0].info},
             )
         layer = Layer.of(problem)
-        method = FirstOrder(layer, self.relaxation)
-        state = method.start()
-        steps = 0
-        gap = 1
-        while steps < self.max_steps:
-            for i in range(self.check_every):
-                state = method.step(state, measure=i == self.check_every - 1)
-            steps += self.check_every
-            if progress is not None:
-                progress(steps, self.max_steps)
-            if float(torch.maximum(state.primal, state.dual).max()) < self.handover:
-                break
-            if steps // self.check_every >= gap:
-                state = method.rebalance(state)
-                gap = int(gap * 1.5) + 1
+        state, steps = self._approach(FirstOrder(layer, self.relaxation), progress)
         result = finish(layer, state, self.tolerance, self.max_rounds)
         return Answer(
             result.u * layer.unit,
             (result.termination,),
             steps,
-            {"multipliers": (result.lam * layer.dual_unit).mT},
-            {"admm_steps": float(steps), "newton_steps": float(result.newton), "rounds": float(result.rounds)},
+            {"multipliers": (result.lam * layer.dual_unit).mT.contiguous()},
+            {
+                "rounds": float(result.rounds),
+                "newton_steps": float(result.newton),
+                "multiplier": float((result.mu * layer.size / layer.dual_unit).max()),
+            },
         )
+
+    def _approach(self, method: FirstOrder, progress: Progress | None) -> tuple[State, int]:
+        """ADMM until all but a few neurons have a small residual; the penalties change ever more rarely."""
+        state = method.start()
+        steps, looks, change = 0, 0, 1
+        while steps < self.max_steps:
+            count = min(self.check_every, self.max_steps - steps)
+            for k in range(count):
+                state = method.step(state, measure=k == count - 1)
+            steps, looks = steps + count, looks + 1
+            if progress is not None:
+                progress(steps, self.max_steps)
+            late = torch.maximum(state.primal, state.dual) > self.handover
+            if float(late.double().mean()) <= _STRAGGLERS:
+                break
+            if looks >= change:
+                state = method.rebalance(state)
+                change = int(1.5 * change) + 1
+        return state, steps
