@@ -11,7 +11,7 @@ import typer
 from optprune.cli.codes import Code, reported_errors
 
 DENSITY = 0.2
-SAMPLES = 500
+SAMPLES = 300
 
 
 class Mode(enum.StrEnum):

@@ -1,9 +1,12 @@
 """The commands from outside: what they print, what they write, what their exit code says."""
 
 import json
+import math
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,16 +246,36 @@ def test_help_names_the_exit_codes_and_loads_nothing_heavy(arguments):
     assert time.perf_counter() - start < 5  # half a second on an idle machine
 
 
+def shell(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "optprune.cli", *arguments]
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | path)
+
+
+def test_a_default_job_on_other_data_from_a_shell(folder):
+    done = shell(folder, "prune", *SMALL)
+    assert done.returncode == Code.OK, done.stderr
+    assert done.stderr == ""
+    for text in ("net-trim", "admm", "first", "last", "lower bound", "accuracy before", "optprune verify runs/digits"):
+        assert text in done.stdout
+    assert "4 certificates of 4 layers" in shell(folder, "verify", "runs/digits").stdout
+    assert load(folder / "runs/digits/net-trim").report.layer("first").kept <= 8
+    missing = shell(folder, "verify", "runs/elsewhere")
+    assert missing.returncode == Code.BAD_INPUT
+    assert missing.stderr.startswith("optprune: runs/elsewhere")
+
+
+@pytest.mark.slow
 def test_the_default_run_from_a_shell(tmp_path):
     """`optprune prune` as a newcomer types it: two methods, three layers each, a run that verifies."""
-    command = [sys.executable, "-m", "optprune.cli"]
-    done = subprocess.run([*command, "prune"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = shell(tmp_path, "prune")
     assert done.returncode == Code.OK, done.stderr
     assert done.stderr == ""
     for text in ("net-trim", "admm", "fc1", "fc2", "fc3", "lower bound", "accuracy before"):
         assert text in done.stdout
-    checked = subprocess.run(
-        [*command, "verify", "runs/digits"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    checked = shell(tmp_path, "verify", "runs/digits")
     assert checked.returncode == Code.OK, checked.stdout
     assert "6 certificates of 6 layers" in checked.stdout
+    runs = [load(tmp_path / "runs/digits" / method) for method in ("net-trim", "admm")]
+    assert [run.report.total for run in runs] == [50200, 50200]
+    assert all(record.kept <= 0.2 * math.prod(record.shape) for run in runs for record in run.report.layers)
