@@ -9,13 +9,14 @@ network exceeds its bound.
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,12 +75,25 @@ def dense_network(path: Path, images: Tensor, labels: Tensor, epochs: int) -> nn
     return model
 
 
-def prune_once(
-    model: nn.Module, images: Tensor, mode: Literal["parallel", "cascade"], method: str, density: float, damping: float
-) -> tuple[nn.Module, op.Report]:
+def jobs(asked: argparse.Namespace) -> Iterator[dict]:
+    """What is to be pruned, with the settings that its numbers depend on."""
+    settings = {"l0": {"damping": asked.damping}, "net-trim": {"rows": asked.rows}}
+    for mode, method, density in itertools.product(asked.modes, asked.methods, asked.densities):
+        yield {"mode": mode, "method": method, "density": density, "samples": asked.samples, **settings[method]}
+
+
+def prune_once(model: nn.Module, images: Tensor, job: dict) -> tuple[nn.Module, op.Report]:
     """Every layer at the same density; the solvers see the layers' inputs only, no labels and no gradients."""
-    plan = op.plan.uniform(model, density=density)
-    return op.prune(model, images.split(1000), plan, METHODS[method], mode=mode, damping=damping)
+    plan = op.plan.uniform(model, density=job["density"])
+    return op.prune(
+        model,
+        images[: job["samples"]].split(1000),
+        plan,
+        METHODS[job["method"]],
+        mode=job["mode"],
+        damping=job.get("damping", 0.0),
+        samples=job.get("rows", 1),
+    )
 
 
 def row(report: op.Report, test_accuracy: float, seconds: float) -> dict[str, object]:
@@ -138,6 +152,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--modes", nargs="+", choices=("parallel", "cascade"), default=["parallel", "cascade"])
     parser.add_argument("--samples", type=int, default=10_000, help="calibration images, the first of the training set")
+    parser.add_argument("--rows", type=int, default=1000, help="of a layer's inputs, drawn for Net-Trim")
     # Some border pixels are lit in the same few images only. The data does not tell their weights apart, and without
     # damping a certificate could state nothing; with damping it speaks of the damped problem.
     parser.add_argument("--damping", type=float, default=1e-4, help="of the l0 problem, relative to the mean diagonal")
@@ -156,27 +171,17 @@ def main() -> int:
 
     results = asked.output / "results.json"
     rows: list[dict] = json.loads(results.read_text())["rows"] if results.exists() else []
-    for mode in asked.modes:
-        for method in asked.methods:
-            for density in asked.densities:
-                key = {
-                    "mode": mode,
-                    "method": method,
-                    "density": density,
-                    "samples": asked.samples,
-                    "damping": asked.damping,
-                }
-                if any(key.items() <= done.items() for done in rows):
-                    continue
-                start = time.perf_counter()
-                pruned, report = prune_once(model, images[: asked.samples], mode, method, density, asked.damping)
-                found = row(report, accuracy(pruned, test_images, test_labels), time.perf_counter() - start)
-                rows.append(key | found)
-                op.export(pruned, report, asked.output / f"{mode}-{method}-{density:g}", overwrite=True)
-                results.write_text(json.dumps({"dense": dense, "rows": rows}, indent=1))
-                (asked.output / "results.md").write_text(table(rows, dense))
-                right, seconds = 100 * rows[-1]["test accuracy"], rows[-1]["seconds"]
-                print(f"{mode} {method} density {density:g}: {right:.2f} %, {seconds:.0f} s", flush=True)
+    for job in jobs(asked):
+        if any(job.items() <= done.items() for done in rows):
+            continue
+        start = time.perf_counter()
+        pruned, report = prune_once(model, images, job)
+        rows.append(job | row(report, accuracy(pruned, test_images, test_labels), time.perf_counter() - start))
+        name = f"{job['mode']}-{job['method']}-{job['density']:g}"
+        op.export(pruned, report, asked.output / name, overwrite=True)
+        results.write_text(json.dumps({"dense": dense, "rows": rows}, indent=1))
+        (asked.output / "results.md").write_text(table(rows, dense))
+        print(f"{name}: {100 * rows[-1]['test accuracy']:.2f} %, {rows[-1]['seconds']:.0f} s", flush=True)
     print(table(rows, dense))
     broken = [r for r in rows if not r["holds"]]
     for r in broken:
