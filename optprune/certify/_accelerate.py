@@ -70,9 +70,9 @@ class _Proximal:
         return v * (self.lipschitz * z / (self.lipschitz * z + 2))
 
     def _shares(
-        self, norms: Float[Tensor, "budgets units"], offset: Tensor, rounds: int = 40
+        self, norms: Float[Tensor, "budgets units"], offset: Tensor, rounds: int = 20
     ) -> Float[Tensor, "budgets units"]:
-        """Safeguarded Newton on the monotone, piecewise linear total of z as a function of sigma."""
+        """Safeguarded Newton on the total of z, monotone and piecewise linear in sigma; every total gives a bound."""
         positive = norms > 0
         largest = norms.amax(-1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
         smallest = torch.where(positive, norms, torch.inf).amin(-1, keepdim=True).clamp_max(largest)
@@ -83,7 +83,7 @@ class _Proximal:
             z = (sigma * norms - offset).clamp(0, 1)
             excess = z.sum(-1, keepdim=True) - self.kept
             low, high = torch.where(excess < 0, sigma, low), torch.where(excess >= 0, sigma, high)
-            if bool((free | (excess.abs() <= 1e-9 * (1 + self.kept))).all()):
+            if bool((free | (excess.abs() <= 1e-6 * (1 + self.kept))).all()):
                 break
             slope = torch.where((z > 0) & (z < 1), norms, 0.0).sum(-1, keepdim=True)
             newton = sigma - excess / slope
