@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from optprune.errors import FileFormatError, VerificationError
-from optprune.network import files
+from optprune.network import files, plan
 from optprune.network.examination import Finding
 from optprune.network.export import export, export_index
+from optprune.network.prune import prune
 from optprune.network.runs import WEIGHTS, fingerprints, sealed
 from optprune.network.verify import examine, verify
+from optprune.solvers import NetTrimADMM
 from tests.network.example_runs import conv_net, mlp, pruned_run
 
 POSITIONS = 40
@@ -304,6 +306,51 @@ def test_a_run_without_evidence_says_so(tmp_path):
     verification = verify(export(model, bare, tmp_path / "run"))
     assert verification.certificates == 0
     assert len(verification.notes) == 3
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of the main job: Net-Trim, with biases among the variables, and a bound of the network."""
+    model = mlp()
+    inputs = samples(48, 8)
+    pruned, report = prune(model, inputs, plan.radius(model, 0.2), NetTrimADMM())
+    return export(pruned, report, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_of_net_trim_passes(whole):
+    verification = verify(whole)
+    assert verification.certificates == 3
+    document = json.loads((whole / files.REPORT).read_bytes())
+    assert [layer["bias"] for layer in document["layers"].values()] == ["0.bias", "2.bias", "4.bias"]
+    assert document["report"]["network"]["bound"] is not None
+
+
+def test_a_forged_bias_disagrees_with_its_certificate(whole, tmp_path):
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    document = json.loads((run / files.REPORT).read_bytes())
+    for name in (WEIGHTS, "sparse.safetensors"):
+        with_tensor(run / name, "2.bias", lambda bias: bias + 0.01)
+    rewritten(run, document)
+    findings = examine(run).findings
+    assert {finding.layer for finding in findings} == {"2"}
+    assert any("primal_residual" in finding.message for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        (("bound",), lambda number: 1e-3 * number, "exceeds its bound"),
+        (("measured",), lambda number: 1e6 * number, "exceeds its bound"),
+        (("terms", "2", "gain"), lambda number: 0.5 * number, "layer '2'.*the norm is"),
+        (("terms", "4", "local"), lambda number: 1e6 * number, "layer '4'.*below the layer's own error"),
+    ],
+)
+def test_a_forged_network_bound_contradicts_itself(whole, tmp_path, path, change, message):
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    document = json.loads((run / files.REPORT).read_bytes())
+    rewritten(run, edited(document, ("report", "network", *path), change))
+    with pytest.raises(VerificationError, match=message):
+        verify(run)
 
 
 VERIFIER = """
