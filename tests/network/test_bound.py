@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from optprune.network import lipschitz, plan, prune
-from optprune.network.prune import Mode
+from optprune.network import lipschitz, plan
+from optprune.network.prune import Mode, prune
 from optprune.network.report import NetworkBound
 from optprune.solvers import Magnitude
 
@@ -102,12 +102,11 @@ CASES = {
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_measured_error_is_below_the_bound(case, mode, dtype):
+def test_the_measured_error_is_below_the_bound(case, mode):
     build, shape = CASES[case]
-    for seed in range(3):
+    for seed, dtype in enumerate((torch.float32, torch.float64)):
         model = filled(build().to(dtype), seed)
-        found = bound_of(model, data(*shape, seed=seed), mode=mode, density=0.2 + 0.3 * seed)
+        found = bound_of(model, data(*shape, seed=seed), mode=mode, density=0.2 + 0.4 * seed)
         assert holds(found)
         assert found.samples == shape[0]
 
@@ -227,11 +226,9 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_rule_holds(name):
-    for seed in range(2):
-        model = filled(One(OPERATIONS[name]).double(), seed)
-        x = 3 * data(6, 4, 6, 6, seed=seed)
-        skip = ["operation"] if isinstance(OPERATIONS[name], nn.Conv2d) else []
-        assert holds(bound_of(model, x, skip=skip)), name
+    model = filled(One(OPERATIONS[name]).double())
+    skip = ["operation"] if isinstance(OPERATIONS[name], nn.Conv2d) else []
+    assert holds(bound_of(model, 3 * data(6, 4, 6, 6), skip=skip)), name
 
 
 @pytest.mark.parametrize(

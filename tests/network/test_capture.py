@@ -6,14 +6,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from optprune.errors import InvalidInputError, NonFiniteError, OptPruneError, UnsupportedError
-from optprune.network import capture
 from optprune.network.calibration import calibration, device_of, evaluating, survey
-from optprune.network.capture import call_counts, capture_cascade, passes, require_called_once, require_untied
+from optprune.network.capture import call_counts, capture, capture_cascade, passes, require_called_once, require_untied
 from optprune.network.layers import adapter_for, named_adapters
-
-
-def data(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.network.networks import data, layer
 
 
 def net() -> nn.Sequential:
@@ -38,8 +34,8 @@ def test_statistics_are_those_of_the_inputs():
     rows = torch.cat([hidden, torch.ones(40, 1).double()], 1)
     statistics = found["4"].statistics
     torch.testing.assert_close(statistics.gram[0], rows.mT @ rows / 40, rtol=1e-12, atol=1e-12)
-    assert torch.equal(statistics.reference[0, :, :-1], model[4].weight.detach().double())
-    assert torch.equal(statistics.reference[0, :, -1], model[4].bias.detach().double())
+    assert torch.equal(statistics.reference[0, :, :-1], layer(model, "4").weight.detach().double())
+    assert torch.equal(statistics.reference[0, :, -1], layer(model, "4").bias.detach().double())
     assert statistics.count == 40
     assert not statistics.cross.any()
     assert not statistics.energy.any()
@@ -132,7 +128,7 @@ def test_the_order_is_that_of_execution():
 def test_the_cascade_reads_pruned_inputs_and_dense_targets():
     dense, pruned, x = net().double(), net().double(), data(30, 5).double()
     with torch.no_grad():
-        pruned[0].weight.mul_(0.5)
+        layer(pruned, "0").weight.mul_(0.5)
         with evaluating(dense, pruned):
             found = capture_cascade(dense, pruned, "4", prepared(dense, x.split(7)), 8, 0)
             inputs = pruned[:4](x).double()
@@ -289,8 +285,8 @@ def test_activations_that_are_not_finite_name_the_layer(value):
     with pytest.raises(NonFiniteError, match="layer '0'"):
         capture(model, [x], ["0"])
     with torch.no_grad():
-        model[0].bias.fill_(3e38)
-        model[2].weight.fill_(10.0)
+        layer(model, "0").bias.fill_(3e38)
+        layer(model, "2").weight.fill_(10.0)
     with pytest.raises(NonFiniteError, match="layer '4'"):
         capture(model, [data(20, 5)], ["0", "4"])
 

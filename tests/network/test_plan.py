@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from optprune.errors import InvalidInputError, UnsupportedError
-from optprune.network import Plan, Radius, plan
+from optprune.network import plan
+from optprune.network.plan import Plan, Radius
 from optprune.patterns import Columns, Fixed, NOfM, PerLayer, PerRow, Rows
 
 

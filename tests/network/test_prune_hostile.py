@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from optprune.errors import InvalidInputError, NonFiniteError, UnsupportedError
-from optprune.network import plan, prune
+from optprune.network import plan
+from optprune.network.prune import prune
 from optprune.problems import L0LeastSquares
 from optprune.solution import Answer, Termination
 from optprune.solvers import ADMM, Magnitude, Solver

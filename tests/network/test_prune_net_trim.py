@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from optprune.errors import InvalidInputError, UnsupportedError
-from optprune.network import Radius, plan, prune
+from optprune.network import plan
+from optprune.network.plan import Radius
+from optprune.network.prune import prune
 from optprune.patterns import NOfM
 from optprune.problems.net_trim import NetTrim
 from optprune.solvers import Magnitude
@@ -68,7 +70,7 @@ def test_the_error_over_all_rows_counts_the_change_of_the_bias():
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
 def test_a_density_is_a_count_that_is_not_exceeded(mode):
-    model, x = net(), data(40, 6)
+    model, x = net(), data(20, 6)
     made = plan.uniform(model, density=0.4)
     _, report = prune(model, [x], made, NetTrimADMM(), mode=mode)
     for record in report.layers:
