@@ -22,7 +22,7 @@ from optprune.network.verify import examine, verify
 from optprune.solvers import NetTrimADMM
 from tests.network.example_runs import conv_net, mlp, pruned_run
 
-POSITIONS = 40
+POSITIONS = 25
 
 
 def samples(*shape: int) -> torch.Tensor:
