@@ -50,9 +50,8 @@ def network_bound(
     try:
         for batch in data:
             reason = _measure(wide, thin, map_tensors(_double, batch), data, walk, measured) or reason
-    except (RuntimeError, TypeError) as error:
-        line = (str(error).splitlines() or [""])[0]
-        return NetworkBound(None, None, None, 0, "float64", {}, f"the model does not run in float64: {line}")
+    except UnknownError as error:
+        return NetworkBound(None, None, None, 0, "float64", {}, str(error))
     known = None if measured.samples == 0 else measured
     if not math.isfinite(measured.error):
         reason = "the outputs hold NaN or infinity"
@@ -127,6 +126,10 @@ def _root_calls(model: nn.Module, batch: Any, data: Calibration) -> list[tuple[t
     handle = model.register_forward_hook(hook, with_kwargs=True)
     try:
         data.run(model, batch)
+    except (RuntimeError, TypeError) as error:
+        # It ran in its own dtype before: a constant or a cast in its code does not go with float64.
+        line = (str(error).splitlines() or [""])[0]
+        raise UnknownError(f"the model does not run in float64: {line}") from error
     finally:
         handle.remove()
     return seen
