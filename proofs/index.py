@@ -3,8 +3,8 @@ against.
 
 A proof is a Markdown file `T<nn>-<name>.md` that begins with front matter between two lines of three dashes:
 `id`, `title`, `statement`, `status`, `source` hold one line each; `code` and `tests` are lists. An entry of
-`code` is `<qualified name> <digest>`: the digest changes with the program text, not with comments, docstrings
-or layout.
+`code` is `<qualified name> <digest>`: the digest changes with the program text, not with comments, docstrings,
+error messages or layout.
 """
 
 import ast
@@ -144,12 +144,14 @@ def _definition(parent: ast.AST, name: str, qualified_name: str) -> ast.AST:
 
 
 def _tokens(node: ast.AST | list | object) -> Iterator[str]:
-    """The program below a node, without docstrings, positions, and what differs between Python versions."""
+    """The program below a node, without docstrings, messages, positions, and what differs between Python versions."""
     if isinstance(node, list):
         for item in node:
             yield from _tokens(item)
     elif isinstance(node, ast.AST):
         yield type(node).__name__
+        if isinstance(node, ast.Raise):  # what an error says proves nothing
+            return
         for field, value in ast.iter_fields(node):
             if field in ("ctx", "kind", "type_comment", "type_params") or value in (None, []):
                 continue

@@ -218,9 +218,9 @@ def test_table_of_proofs_is_current():
 def test_digest_sees_the_program_and_not_its_dress(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     texts = {
-        "plain": "def f(x):\n    return 2 * x + 1\n",
-        "dressed": 'def f(x):\n    """Text."""\n    # why\n    return (2 * x\n            + 1)\n',
-        "changed": "def f(x):\n    return 2 * x + 1.001\n",
+        "plain": "def f(x):\n    if x < 0: raise ValueError(1)\n    return 2 * x + 1\n",
+        "dressed": 'def f(x):\n    """Text."""\n    if x < 0: raise ValueError("no")\n    return (2 * x\n + 1)  # why\n',
+        "changed": "def f(x):\n    if x < 0: raise ValueError(1)\n    return 2 * x + 1.001\n",
     }
     for name, text in texts.items():
         (tmp_path / f"digested_{name}.py").write_text(text)
