@@ -219,7 +219,7 @@ def test_digest_sees_the_program_and_not_its_dress(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     texts = {
         "plain": "def f(x):\n    if x < 0: raise ValueError(1)\n    return 2 * x + 1\n",
-        "dressed": 'def f(x):\n    """Text."""\n    if x < 0: raise ValueError("no")\n    return (2 * x\n + 1)  # why\n',
+        "dressed": 'def f(x):\n    """Text."""\n    if x < 0: raise ValueError("no")\n    return (2 * x\n + 1)  # w\n',
         "changed": "def f(x):\n    if x < 0: raise ValueError(1)\n    return 2 * x + 1.001\n",
     }
     for name, text in texts.items():
