@@ -49,7 +49,8 @@ def network_bound(
     measured = _Sums()
     try:
         for batch in data:
-            reason = _measure(wide, thin, map_tensors(_double, batch), data, walk, measured) or reason
+            going = None if reason else walk
+            reason = _measure(wide, thin, map_tensors(_double, batch), data, going, measured) or reason
     except UnknownError as error:
         return NetworkBound(None, None, None, 0, "float64", {}, str(error))
     known = None if measured.samples == 0 else measured

@@ -118,30 +118,34 @@ def prune(
         UnsupportedError: tied weights, a layer that is called twice (cascade), a target that the solver does not take.
     """
     started = time.perf_counter()
-    if mode not in ("parallel", "cascade"):
-        raise InvalidInputError(f"mode={mode!r} given; it is 'parallel' or 'cascade'")
-    if samples < 1 or memory < 1:
-        raise InvalidInputError(f"samples={samples}, memory={memory} given; both are at least 1")
+    _require_options(mode, samples, memory)
     place = device_of(model, device)
     run = _Run(solver, damping, *_per_layer(model, plan, solver, samples, relu), memory, seed, certified, evidence)
     result = copy.deepcopy(model)
-    here = {p.device for p in model.parameters()} <= {place}
-    dense = model if here else copy.deepcopy(model).to(place)
+    dense = model if _is_on(model, place) else copy.deepcopy(model).to(place)
     data = calibration(model, batches, forward, place, memory)
     with evaluating(dense, result):
         found = survey(data)
         counts = call_counts(dense, named_adapters(dense, plan), data)
-        if mode == "parallel":
-            records = _parallel(dense, result, counts, plan, data, run, progress)
-        else:
-            require_called_once(counts)
-            records = _cascade(dense, result, here, counts, plan, data, run, progress)
+        through = _parallel if mode == "parallel" else _cascade
+        records = through(dense, result, counts, plan, data, run, progress)
         network = network_bound(dense, result, data, list(counts), cascade=mode == "cascade") if bound else None
     if inplace:
         _copy_parameters(result, model, plan)
         result = model
     facts = _facts(plan, run, mode, samples, found, place, time.perf_counter() - started)
     return result, Report(records, network, facts)
+
+
+def _require_options(mode: str, samples: int, memory: int) -> None:
+    if mode not in ("parallel", "cascade"):
+        raise InvalidInputError(f"mode={mode!r} given; it is 'parallel' or 'cascade'")
+    if samples < 1 or memory < 1:
+        raise InvalidInputError(f"samples={samples}, memory={memory} given; both are at least 1")
+
+
+def _is_on(model: nn.Module, device: torch.device) -> bool:
+    return {parameter.device for parameter in model.parameters()} <= {device}
 
 
 def _per_layer(
@@ -167,14 +171,14 @@ def _per_layer(
 def _parallel(
     dense: nn.Module,
     result: nn.Module,
-    order: Iterable[str],
+    counts: Mapping[str, int],
     plan: Plan,
     data: Calibration,
     run: _Run,
     progress: Progress | None,
 ) -> list[LayerRecord]:
     """Layers of one shape are solved as one batch; passes over the data as few as memory allows."""
-    adapters = named_adapters(dense, order)
+    adapters = named_adapters(dense, counts)
     records: dict[str, LayerRecord] = {}
     for piece in passes(adapters, run.samples, run.memory):
         _tell(progress, next(iter(piece)), len(records), len(plan))
@@ -197,17 +201,17 @@ def _parallel(
 def _cascade(
     dense: nn.Module,
     result: nn.Module,
-    here: bool,
-    order: Iterable[str],
+    counts: Mapping[str, int],
     plan: Plan,
     data: Calibration,
     run: _Run,
     progress: Progress | None,
 ) -> list[LayerRecord]:
     """Layer after layer in the order of execution, each behind the layers that are already pruned."""
+    require_called_once(counts)
     records: list[LayerRecord] = []
-    running = result if here else copy.deepcopy(dense)
-    for name, adapter in named_adapters(dense, order).items():
+    running = result if _is_on(result, data.device) else copy.deepcopy(dense)
+    for name, adapter in named_adapters(dense, counts).items():
         _tell(progress, name, len(records), len(plan))
         captured = capture_cascade(dense, running, name, data, run.samples[name], run.seed)
         with layer_context(name):
