@@ -1,4 +1,4 @@
-"""Prune neural networks layer by layer, by solving the optimisation problem that pruning is; prove how good the answer is.
+"""Prune neural networks by solving each layer as the optimisation problem that it is; prove how good the answer is.
 
 The public names are listed in `__init__.pyi` and imported on first use, so that `import optprune` costs nothing.
 """

@@ -324,7 +324,7 @@ class Accumulator:
             InvalidInputError: shapes, dtype or device do not fit.
             NonFiniteError: an entry is NaN or infinite; nothing was added.
         """
-        d_out, d_in = self._reference.shape[-2:]
+        d_out = self._reference.shape[-2]
         inputs = as_rows("inputs", inputs, self._reference.device)
         require_columns(inputs, self._reference)
         self._require_batch("inputs", inputs)

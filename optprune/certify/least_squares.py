@@ -24,8 +24,8 @@ from optprune.solution import Certificate, Rigor
 class LeastSquaresChecker(Checker[L0LeastSquares]):
     r"""Certificates for `L0LeastSquares`.
 
-    The evidence is a `minorant` $\delta$ `(in,)` with $H - \operatorname{diag}\delta \succeq 0$, shared by all rows, and a
-    `point` $V$ `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid bound;
+    The evidence is a `minorant` $\delta$ `(in,)` with $H - \operatorname{diag}\delta \succeq 0$, shared by all rows,
+    and a `point` $V$ `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid bound;
     `check` proves $H - \operatorname{diag}\delta \succeq 0$ in floating point itself and subtracts the rounding error
     of the evaluation.
 
