@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--modes", nargs="+", choices=("parallel", "cascade"), default=["parallel", "cascade"])
     parser.add_argument("--samples", type=int, default=10_000, help="calibration images, the first of the training set")
-    parser.add_argument("--rows", type=int, default=1000, help="of a layer's inputs, drawn for Net-Trim")
+    parser.add_argument("--rows", type=int, default=500, help="of a layer's inputs, drawn for Net-Trim")
     # Some border pixels are lit in the same few images only. The data does not tell their weights apart, and without
     # damping a certificate could state nothing; with damping it speaks of the damped problem.
     parser.add_argument("--damping", type=float, default=1e-4, help="of the l0 problem, relative to the mean diagonal")
