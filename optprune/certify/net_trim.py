@@ -24,13 +24,14 @@ ASCENT_STEPS = 100
 
 @dataclass(frozen=True, eq=False)
 class DualBound:
-    """A proved lower bound and where it comes from, one entry per neuron where not said otherwise.
+    r"""A proved lower bound and where it comes from, one entry per neuron where not said otherwise.
 
     Attributes:
         value: the lower bound, one number.
-        correlation: upper bounds of $|X^\\top \\lambda_m|$ after scaling, `(out, d)`, at most 1 on penalised columns.
-        stretch: the largest $|X^\\top \\lambda_m|$ before scaling.
-        gain: $-\\langle \\lambda_m, y_m + v_m \\rangle$ before scaling.
+        correlation: upper bounds of $|X^\top \lambda_m|$ after scaling, `(out, d)`, at most 1 on
+            penalised columns.
+        stretch: the largest $|X^\top \lambda_m|$ before scaling.
+        gain: $-\langle \lambda_m, y_m + v_m \rangle$ before scaling.
         moved: how far the multipliers were moved to be admissible, relative to their size; one number.
     """
 
@@ -51,13 +52,15 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
     $$\lVert U \rVert_1 \ge -\sum_m \langle \lambda_m, X u_m \rangle
       \ge \sum_m \langle -\lambda_m, y_m + v_m \rangle - \varepsilon \lVert \lambda_\Omega \rVert_F,$$
 
-    by Hölder, then $X u_m \le v_m$ off $\Omega_m$, then Cauchy-Schwarz on the ball. With a ball per neuron the last term is
-    $\sum_m \varepsilon_m \lVert \lambda_{\Omega_m} \rVert$; in the penalised form $\tfrac{\mu}{2} \lVert \lambda_\Omega \rVert_F^2$.
+    by Hölder, then $X u_m \le v_m$ off $\Omega_m$, then Cauchy-Schwarz on the ball. With a ball per neuron
+    the last term is $\sum_m \varepsilon_m \lVert \lambda_{\Omega_m} \rVert$; in the penalised form
+    $\tfrac{\mu}{2} \lVert \lambda_\Omega \rVert_F^2$.
 
-    Any multipliers are made admissible here: negative ones off $\Omega$ become 0; with a bias they are moved to a grid of integers
-    times a power of two so coarse that their float64 sums are exact in any order, and the sum is taken back from the active
-    entries, so that $\sum_p \lambda_{pm} = 0$ holds exactly; each neuron is divided by $\max(1, s_m)$ with
-    $s_m \ge \lVert X^\top \lambda_m \rVert_\infty$. 0 is a bound too.
+    Any multipliers are made admissible here: negative ones off $\Omega$ become 0; with a bias they are
+    moved to a grid of integers times a power of two so coarse that their float64 sums are exact in any
+    order, and the sum is taken back from the active entries, so that $\sum_p \lambda_{pm} = 0$ holds
+    exactly; each neuron is divided by $\max(1, s_m)$ with $s_m \ge \lVert X^\top \lambda_m \rVert_\infty$.
+    0 is a bound too.
 
     Args:
         problem: a single problem.
@@ -89,25 +92,24 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
 
 
 def _value(problem: NetTrim, gain: Tensor, energy: Tensor, scale: Tensor) -> Tensor:
-    """The dual objective at the scaled multipliers, rounded down; `energy` bounds their squared norm per neuron from above."""
+    """The dual objective at the scaled multipliers, rounded down; `energy` bounds their squared norms from above."""
     neurons = gain.shape[0]
     gain, energy = gain / scale, energy / scale.square()
-    if problem.radius is None:
+    if problem.penalty is not None:
         cost = problem.penalty * energy / 2
-    elif problem.per_neuron:
-        cost = problem.radius * energy.sqrt()
     else:
-        cost = problem.radius * energy.sum().sqrt() / neurons
-        cost = cost.expand(neurons)
+        assert problem.radius is not None
+        cost = problem.radius * (energy.sqrt() if problem.per_neuron else energy.sum(0, keepdim=True).sqrt())
     # Each term carries a handful of roundings of its own and the sums one per neuron.
     error = gamma(2 * neurons + 12) * (gain.abs().sum() + cost.sum()) * (1 + gamma(4 * neurons + 20)) + SMALLEST
     return gain.sum() - cost.sum() - error
 
 
 def _balanced(lam: Tensor, active: Tensor) -> Tensor:
-    """Nearby multipliers whose sum per neuron is exactly 0; off the active entries they only move to the grid and stay >= 0.
+    """Nearby multipliers whose sum per neuron is exactly 0; off the active entries they stay nonnegative.
 
-    In units of the step, entries are integers below 2^(51 - ceil(log2 n)), so that every partial sum stays below 2^52.
+    In units of the step, entries are integers below 2^(51 - ceil(log2 n)), so that every partial sum stays
+    below 2^52.
     """
     samples = lam.shape[0]
     size = lam.abs().amax(0)
@@ -119,7 +121,8 @@ def _balanced(lam: Tensor, active: Tensor) -> Tensor:
     surplus = units.sum(0)
     share = torch.floor(surplus / count)
     units = units - torch.where(active, share, 0.0)
-    # What is left is an integer; floor of a rounded quotient may be off by one, so the rest may be negative or exceed the count.
+    # What is left is an integer; floor of a rounded quotient may be off by one, so the rest may be negative
+    # or exceed the count.
     left = units.sum(0) * usable
     first = torch.where(active, active.cumsum(0), samples + 1)
     units = units - torch.where(first <= left.abs(), left.sign(), 0.0)
@@ -138,8 +141,8 @@ class NetTrimChecker(Checker[NetTrim]):
         r"""Multipliers: the hint's, or else those that the matrix suggests, scaled where that raises the bound.
 
         Without a hint $\lambda_\Omega = \theta R$ with $R$ the residual of the matrix, as at an optimum, and
-        $(\theta, \lambda_{\Omega^c}) \ge 0$ by projected gradient steps towards $X^\top \lambda_m = -\operatorname{sign}(u_m)$ on the
-        support of $u_m$. Neurons whose term is not positive are set to 0.
+        $(\theta, \lambda_{\Omega^c}) \ge 0$ by projected gradient steps towards $X^\top \lambda_m =
+        -\operatorname{sign}(u_m)$ on the support of $u_m$. Neurons whose term is not positive are set to 0.
         """
         if "multipliers" in hint:
             raw = _require_multipliers(problem, hint["multipliers"])
@@ -182,7 +185,8 @@ class NetTrimChecker(Checker[NetTrim]):
 def _require_multipliers(problem: NetTrim, multipliers: Tensor) -> Tensor:
     if multipliers.shape != problem.targets.shape:
         raise InvalidInputError(
-            f"multipliers of shape {tuple(multipliers.shape)} given; {tuple(problem.targets.shape)} (samples, out) fits the problem"
+            f"multipliers of shape {tuple(multipliers.shape)} given; {tuple(problem.targets.shape)}, (samples, out), "
+            "fits the problem"
         )
     if not bool(multipliers.isfinite().all()):
         raise NonFiniteError("the multipliers hold NaN or infinity; no bound follows from them")
@@ -190,7 +194,7 @@ def _require_multipliers(problem: NetTrim, multipliers: Tensor) -> Tensor:
 
 
 def _negligible(problem: NetTrim, matrix: Tensor, bound: DualBound, gap: float) -> Tensor:
-    r"""How many weights are proved negligible: $\sum (1 - |X^\top\lambda|)|u| \le J - \underline J$ at every optimum $u$."""
+    r"""How many weights are negligible: every optimum has $\sum (1 - |X^\top\lambda|)|u| \le J - \underline J$."""
     slack = (1.0 - bound.correlation).clamp(min=0.0)
     return ((slack * NEGLIGIBLE * matrix.abs().max() > gap) & problem.penalised).sum()
 

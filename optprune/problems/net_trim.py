@@ -22,33 +22,38 @@ class NetTrim(Problem):
     r"""The least l1 norm among the matrices that reproduce a ReLU layer on its samples.
 
     $$\min_U \; \sum_m \sum_{j \in P} |U_{mj}| \quad \text{s.t.} \quad
-      \lVert (X U^\top - Y)_\Omega \rVert_F \le \varepsilon, \qquad (X U^\top)_{pm} \le V_{pm} \;\text{ off } \Omega$$
+      \lVert (X U^\top - Y)_\Omega \rVert_F \le \varepsilon, \qquad (X U^\top)_{pm} \le V_{pm} \;\text{ off
+      } \Omega$$
 
-    with inputs $X$ `(n, d)`, targets $Y$ `(n, out)`, the set $\Omega$ = `active` where the dense layer is positive, the ceiling $V$
-    (0 when None), and $P$ = `penalised`, all columns but that of the bias. A scalar `radius` is one ball for the whole layer; a
-    vector is one ball per neuron, $\lVert (X u_m - y_m)_{\Omega_m} \rVert \le \varepsilon_m$. With `penalty` $\mu > 0$ in place of the
-    radius the ball enters the objective instead, as $\tfrac1{2\mu} \lVert (X U^\top - Y)_\Omega \rVert_F^2$: the neurons decouple, and a
-    joint ball is solved by the $\mu$ common to all neurons at which its radius is attained.
+    with inputs $X$ `(n, d)`, targets $Y$ `(n, out)`, the set $\Omega$ = `active` where the dense layer is
+    positive, the ceiling $V$ (0 when None), and $P$ = `penalised`, all columns but that of the bias. A
+    scalar `radius` is one ball for the whole layer; a vector is one ball per neuron, $\lVert (X u_m -
+    y_m)_{\Omega_m} \rVert \le \varepsilon_m$. With `penalty` $\mu > 0$ in place of the radius the ball
+    enters the objective instead, as $\tfrac1{2\mu} \lVert (X U^\top - Y)_\Omega \rVert_F^2$: the neurons
+    decouple, and a joint ball is solved by the $\mu$ common to all neurons at which its radius is attained.
 
-    Every admissible $U$ has $\lVert \operatorname{relu}(X U^\top) - \operatorname{relu}(Y) \rVert_F \le \varepsilon$ on the samples when $V = 0$.
+    Every admissible $U$ has $\lVert \operatorname{relu}(X U^\top) - \operatorname{relu}(Y) \rVert_F \le
+    \varepsilon$ on the samples when $V = 0$.
 
     Attributes:
         inputs: $X$, with a last column of ones where the bias is a variable.
         targets: $Y$; entries off $\Omega$ are not read and stored as 0.
         active: $\Omega$.
         ceiling: $V$, or None for 0; entries on $\Omega$ are not read and stored as 0.
-        radius: $\varepsilon$, in the units of $\lVert Y \rVert_F$; `(*batch)` joint or `(*batch, out)` per neuron; None with `penalty`.
-        penalised: which columns the objective counts; the one it may leave out, the bias, must be constant over the samples.
+        radius: $\varepsilon$, in the units of $\lVert Y \rVert_F$; `(*batch)` joint or `(*batch, out)` per
+            neuron; None with `penalty`.
+        penalised: which columns the objective counts; the one it may leave out, the bias, must be constant
+            over the samples.
         penalty: $\mu$ `(*batch)`, or None with `radius`.
 
     Raises:
-        InvalidInputError: shapes that do not fit, no samples, a negative radius, a penalty that is not positive, both or neither of
-            radius and penalty, or an unpenalised column that is not a bias.
+        InvalidInputError: shapes that do not fit, no samples, a negative radius, a penalty that is not
+            positive, both or neither of radius and penalty, or an unpenalised column that is not a bias.
         NonFiniteError: NaN or infinity in the data.
 
     References:
-        Aghasi, Abdi, Nguyen, Romberg 2017 (Net-Trim), eq. (5) and (9); Aghasi, Abdi, Romberg 2020, eq. (3). There the bias
-        is penalised, here it is not, so that the program commutes with rescaling the layer.
+        Aghasi, Abdi, Nguyen, Romberg 2017 (Net-Trim), eq. (5) and (9); Aghasi, Abdi, Romberg 2020, eq. (3).
+        There the bias is penalised, here it is not, so that the program commutes with rescaling the layer.
     """
 
     inputs: Float[Tensor, "*batch n d"]
@@ -82,12 +87,14 @@ class NetTrim(Problem):
         penalty: float | None = None,
         relu: bool = True,
     ) -> Self:
-        r"""The problem of replacing a dense layer: $Y = \operatorname{relu}(X W^\top + b)$, $\Omega$ where it is positive, $V = 0$.
+        r"""The problem of replacing a dense layer: $Y = \operatorname{relu}(X W^\top + b)$, $\Omega$ where
+        it is positive, $V = 0$.
 
         Args:
             weight: $W$.
             inputs: $X$, what the layer sees.
-            radius: a number for a joint ball, a vector for a ball per neuron; in the units of $\lVert Y \rVert_F$.
+            radius: a number for a joint ball, a vector for a ball per neuron; in the units of $\lVert Y
+                \rVert_F$.
             bias: $b$; given, it becomes the last, unpenalised, column of the variable.
             penalty: in place of the radius.
             relu: False for a linear layer: every entry is active.
@@ -95,7 +102,9 @@ class NetTrim(Problem):
         data, dense = _with_bias(weight, inputs, bias)
         outputs = data @ dense.mT
         active = outputs > 0 if relu else torch.ones_like(outputs, dtype=torch.bool)
-        return cls(data, outputs, active, None, _number(radius, outputs), _penalised(data, bias), _number(penalty, outputs))
+        return cls(
+            data, outputs, active, None, _number(radius, outputs), _penalised(data, bias), _number(penalty, outputs)
+        )
 
     @classmethod
     def cascade(
@@ -111,11 +120,14 @@ class NetTrim(Problem):
         relu: bool = True,
         per_neuron: bool = False,
     ) -> Self:
-        r"""The problem of a layer behind an already pruned prefix: $X = \hat Y$, $V = \hat Y W^\top + b$ off $\Omega$, and
+        r"""The problem of a layer behind an already pruned prefix: $X = \hat Y$, $V = \hat Y W^\top + b$
+        off $\Omega$, and
 
-        $$\varepsilon = \kappa \max\bigl(\sqrt\gamma\, \lVert (\hat Y W^\top + b - Y)_\Omega \rVert_F,\; g\, \lVert Y_\Omega \rVert_F\bigr).$$
+        $$\varepsilon = \kappa \max\bigl(\sqrt\gamma\, \lVert (\hat Y W^\top + b - Y)_\Omega \rVert_F,\;
+          g\, \lVert Y_\Omega \rVert_F\bigr).$$
 
-        With $\kappa = 1$ the dense weight is admissible. The gain keeps a layer from staying dense because its prefix is nearly exact.
+        With $\kappa = 1$ the dense weight is admissible. The gain keeps a layer from staying dense because
+        its prefix is nearly exact.
 
         Args:
             weight: $W$, the dense weight.
@@ -130,13 +142,15 @@ class NetTrim(Problem):
         """
         if not (gamma >= 1 and gain >= 0 and (kappa is None or 0 < kappa <= 1)):
             raise InvalidInputError(
-                f"gamma = {gamma}, gain = {gain}, kappa = {kappa} given; accepted are gamma >= 1, gain >= 0, 0 < kappa <= 1"
+                f"gamma = {gamma}, gain = {gain}, kappa = {kappa} given; accepted are gamma >= 1, gain >= 0 and "
+                "0 < kappa <= 1"
             )
         data, dense = _with_bias(weight, inputs, bias)
         dense_targets = targets.double()
         if dense_targets.shape != (*data.shape[:-1], dense.shape[-2]):
             raise InvalidInputError(
-                f"targets of shape {tuple(targets.shape)} given; {(*data.shape[:-1], dense.shape[-2])} (samples, out) fits the layer"
+                f"targets of shape {tuple(targets.shape)} given; {(*data.shape[:-1], dense.shape[-2])}, "
+                "(samples, out), fits the layer"
             )
         active = dense_targets > 0 if relu else torch.ones_like(dense_targets, dtype=torch.bool)
         passed = data @ dense.mT
@@ -171,7 +185,7 @@ class NetTrim(Problem):
         return largest if self.ceiling is None else torch.maximum(largest, self.ceiling.abs().amax((-2, -1)))
 
     def residual(self, matrix: Float[Tensor, "*batch out d"]) -> Float[Tensor, "*batch n out"]:
-        r"""$X U^\top - Y$ on $\Omega$, $X U^\top - V$ off it: its norm there is what the ball bounds, here it must not be positive."""
+        r"""$X U^\top - Y$ on $\Omega$, whose norm the ball bounds; $X U^\top - V$ off it, nowhere positive."""
         outputs = self.inputs @ matrix.double().mT
         outputs -= self.targets
         return outputs if self.ceiling is None else outputs.sub_(self.ceiling)
@@ -183,8 +197,9 @@ class NetTrim(Problem):
         return norm + torch.where(self.active, self.residual(matrix), 0.0).square().sum((-2, -1)) / (2 * self.penalty)
 
     def violation(self, matrix: Float[Tensor, "*batch out d"]) -> Mapping[str, Tensor]:
-        r"""`ball`: excess over the radius, relative to $\max(\varepsilon, \lVert Y_\Omega \rVert_F)$, for a neuron's ball the root mean
-        square over neurons of $\lVert y_m \rVert$ in place of the norm; `sign`: the largest excess over $V$, relative to `scale`.
+        r"""`ball`: excess over the radius, relative to $\max(\varepsilon, \lVert Y_\Omega \rVert_F)$, for a
+        neuron's ball the root mean square over neurons of $\lVert y_m \rVert$ in place of the norm; `sign`:
+        the largest excess over $V$, relative to `scale`.
         """
         residual = self.residual(matrix)
         excess = torch.where(self.active, 0.0, residual).clamp(min=0).amax((-2, -1))
@@ -218,9 +233,15 @@ class NetTrim(Problem):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
-        optional = {name: tensors.get(name) for name in ("ceiling", "radius", "penalty")}
-        required = {name: tensors[name] for name in ("inputs", "targets", "active", "penalised")}
-        return cls(**required, **optional)
+        return cls(
+            tensors["inputs"],
+            tensors["targets"],
+            tensors["active"],
+            tensors.get("ceiling"),
+            tensors.get("radius"),
+            tensors["penalised"],
+            tensors.get("penalty"),
+        )
 
 
 def _validate(problem: NetTrim) -> None:
@@ -233,8 +254,8 @@ def _validate(problem: NetTrim) -> None:
         )
     if 0 in inputs.shape or 0 in targets.shape:
         raise InvalidInputError(
-            f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} given; a problem needs at least one "
-            "sample, one input and one output"
+            f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} given; a problem "
+            "needs at least one sample, one input and one output"
         )
     batch, out, d = tuple(inputs.shape[:-2]), targets.shape[-1], inputs.shape[-1]
     for name, shapes in {
@@ -247,25 +268,33 @@ def _validate(problem: NetTrim) -> None:
         tensor = getattr(problem, name)
         if tensor is not None and tuple(tensor.shape) not in shapes:
             wanted = " or ".join(str(shape) for shape in shapes)
-            raise InvalidInputError(f"{name} of shape {tuple(tensor.shape)} given; {wanted} fits these inputs and targets")
+            raise InvalidInputError(
+                f"{name} of shape {tuple(tensor.shape)} given; {wanted} fits these inputs and targets"
+            )
     if (problem.radius is None) == (problem.penalty is None):
         raise InvalidInputError("give a radius (ball) or a penalty (penalised form), one of the two")
     for name in ("inputs", "targets", "ceiling", "radius", "penalty"):
         tensor = getattr(problem, name)
         if tensor is not None and not bool(tensor.isfinite().all()):
-            raise NonFiniteError(f"{name} holds {int((~tensor.isfinite()).sum())} NaN or infinite entries; give finite numbers")
+            raise NonFiniteError(
+                f"{name} holds {int((~tensor.isfinite()).sum())} NaN or infinite entries; give finite numbers"
+            )
     if problem.radius is not None and bool((problem.radius < 0).any()):
-        raise InvalidInputError(f"radius {float(problem.radius.min())} given; a radius is a number >= 0, in the units of the outputs' norm")
+        raise InvalidInputError(
+            f"radius {float(problem.radius.min())} given; a radius is a number >= 0, in the units of the outputs' norm"
+        )
     if problem.penalty is not None and not bool((problem.penalty > 0).all()):
         raise InvalidInputError(f"penalty {float(problem.penalty.min())} given; a penalty is a number > 0")
     _validate_bias(problem)
 
 
 def _validate_bias(problem: NetTrim) -> None:
-    """The dual proof needs the free column to be a bias: constant over the samples, and last so that `split` finds it."""
+    """The dual proof needs the free column to be constant over the samples, and `split` expects it last."""
     penalised = problem.penalised
     if not bool(penalised[..., :-1].all()):
-        raise InvalidInputError("an unpenalised column other than the last given; only the bias, the last column, may be free")
+        raise InvalidInputError(
+            "an unpenalised column other than the last given; only the bias, the last column, may be free"
+        )
     last = problem.inputs[..., -1]
     constant = (last == last[..., :1]).all(-1) & (last[..., 0] != 0)
     if not bool((penalised[..., -1] | constant).all()):

@@ -36,7 +36,10 @@ class Exact:
 
 
 class _Neurons:
-    """The changing state of the second phase; neurons first. `settled` ones are at their optimum, where that is their own affair."""
+    """The changing state of the second phase, neurons first.
+
+    `settled` neurons are at their optimum; with a joint ball that is never certain before the end.
+    """
 
     def __init__(self, layer: Layer, state: State) -> None:
         self.layer = layer
@@ -112,7 +115,7 @@ class _Neurons:
 
 
 def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exact:
-    """Solve pieces and correct wrong ones until all are right, or until violations and gap are within the tolerance anyway."""
+    """Solve pieces and correct the wrong ones until all are right, or violations and gap within the tolerance."""
     neurons = _Neurons(layer, state)
     rows = torch.arange(len(neurons.mu), device=neurons.mu.device)
     newton = 0
@@ -130,7 +133,9 @@ def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exa
             return neurons.end(Termination.INFEASIBLE, rounds, newton)
         newton += neurons.correct(rows, max(_FINEST, 1e-2 * 0.1**rounds))
     left = shortfall(layer, neurons.point)
-    return neurons.end(Termination.INFEASIBLE if left.impossible(_DOUBTFUL) else Termination.STEP_LIMIT, max_rounds, newton)
+    return neurons.end(
+        Termination.INFEASIBLE if left.impossible(_DOUBTFUL) else Termination.STEP_LIMIT, max_rounds, newton
+    )
 
 
 def _violated(neurons: _Neurons, exact: Point, mu: Tensor, tolerance: float) -> Bool[Tensor, " out"]:
@@ -194,7 +199,9 @@ def shortfall(layer: Layer, point: Point) -> Shortfall:
         bound = gain.sum() - layer.radius * torch.linalg.vector_norm(energy)
         total = torch.linalg.vector_norm(missed)
         scale = torch.linalg.vector_norm(torch.linalg.vector_norm(layer.targets, dim=1) * layer.size)
-        violation = torch.maximum(violation, (total - layer.radius) / torch.maximum(layer.radius, scale).clamp(min=1e-300))
+        violation = torch.maximum(
+            violation, (total - layer.radius) / torch.maximum(layer.radius, scale).clamp(min=1e-300)
+        )
     return Shortfall(*torch.stack((violation, objective, bound.clamp(min=0.0))).tolist())
 
 
@@ -212,12 +219,15 @@ def _off_ball(layer: Layer, lam: Tensor, mu: Tensor, tolerance: float) -> Tensor
 def _next_multiplier(layer: Layer, mu: Tensor, reach: Tensor, proposal: Tensor) -> Tensor:
     r"""The multiplier after $\mu$, at which the residuals were `reach`.
 
-    The residual grows with $\mu$, but more slowly than $\mu$ itself: $\mu\,\varepsilon / \text{residual}$ never oversteps.
+    The residual grows with $\mu$, but more slowly than $\mu$ itself: $\mu\,\varepsilon / \text{residual}$
+    never oversteps.
     """
-    if layer.penalty is not None:
+    if layer.radius is None:
         return mu
     size = reach if layer.per_neuron else torch.linalg.vector_norm(reach * layer.size).expand_as(reach)
     safe = mu * (layer.radius / size.clamp(min=1e-300)).clamp(0.2, 5.0)
     # The true multiplier lies beyond `safe`, seen from mu; a proposal from wrong pieces need not.
-    beyond = torch.where(safe >= mu, (proposal >= safe) & (proposal <= 3 * safe), (proposal <= safe) & (proposal >= safe / 3))
+    beyond = torch.where(
+        safe >= mu, (proposal >= safe) & (proposal <= 3 * safe), (proposal <= safe) & (proposal >= safe / 3)
+    )
     return torch.where(beyond, proposal, safe).clamp(SMALLEST_MULTIPLIER, FREE)

@@ -8,21 +8,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from optprune.solvers._net_trim_layer import FREE, Layer, ball_multiplier, settle
+from optprune.solvers._net_trim_layer import Layer, ball_multiplier, settle
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Splitting $t = Xw$, $s = w$ with scaled duals; penalty and ball multiplier per neuron."""
+    """Splitting $t = Xw$, $s = w$ with scaled duals; neurons first.
 
-    s: Float[Tensor, "out d"]
-    t: Float[Tensor, "out n"]
-    dual_s: Float[Tensor, "out d"]
-    dual_t: Float[Tensor, "out n"]
-    rho: Float[Tensor, " out"]
-    mu: Float[Tensor, " out"]
-    primal: Float[Tensor, " out"]
-    dual: Float[Tensor, " out"]
+    Plain tensors: a state is made at every step, and checking its shapes would cost more than the step.
+
+    Attributes:
+        s: `(out, d)`.
+        t: `(out, n)`.
+        dual_s: of $s = w$ `(out, d)`.
+        dual_t: of $t = Xw$ `(out, n)`.
+        rho: penalty `(out,)`.
+        mu: the ball's multiplier `(out,)`.
+        primal: relative primal residual when last measured `(out,)`.
+        dual: relative dual residual `(out,)`.
+        weight: $c$, the weight of $s = w$ against $t = Xw$.
+    """
+
+    s: Tensor
+    t: Tensor
+    dual_s: Tensor
+    dual_t: Tensor
+    rho: Tensor
+    mu: Tensor
+    primal: Tensor
+    dual: Tensor
     weight: float
 
     @property
@@ -31,11 +45,12 @@ class State:
 
 
 class FirstOrder:
-    r"""ADMM on $\min \sum p_j|s_j| + h(t)$ subject to $t = Xw$, $s = w$, in the norm $\lVert t \rVert^2 + c \lVert s \rVert^2$.
+    r"""ADMM on $\min \sum p_j|s_j| + h(t)$ subject to $t = Xw$, $s = w$, in the norm $\lVert t \rVert^2 + c
+    \lVert s \rVert^2$.
 
-    The linear step solves with $X^\top X + cI$ whatever the penalty $\rho$ is, so that every neuron can have its own and change
-    it; with fewer samples than inputs the system is solved on the samples' side (Woodbury). $\rho$ balances the relative
-    residuals, the scaled duals are rescaled with it.
+    The linear step solves with $X^\top X + cI$ whatever the penalty $\rho$ is, so that every neuron can
+    have its own and change it; with fewer samples than inputs the system is solved on the samples' side
+    (Woodbury). $\rho$ balances the relative residuals, the scaled duals are rescaled with it.
 
     References:
         Aghasi, Abdi, Romberg 2020, Algorithm 1 (there $c = 1$ and $\rho$ fixed); Boyd et al. 2011, section 3.4.

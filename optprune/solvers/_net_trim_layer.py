@@ -26,8 +26,8 @@ class Layer:
     $$\min \sum_j p_j |u_j| + h(t), \quad t = X u, \qquad
       h(t) = \tfrac1{2\mu} \lVert (t - y)_\Omega \rVert^2 + \iota\{t \le v \text{ off } \Omega\}$$
 
-    per neuron; $\mu$ is the multiplier that the ball asks for, or the penalty. Scaling the columns of $X$ turns the l1 norm into one with
-    prices $p$; the bias has price 0.
+    per neuron; $\mu$ is the multiplier that the ball asks for, or the penalty. Scaling the columns of $X$
+    turns the l1 norm into one with prices $p$; the bias has price 0.
 
     Attributes:
         inputs: $X$ `(n, d)`.
@@ -35,10 +35,11 @@ class Layer:
         targets: $y$ on $\Omega$, $v$ off it, `(out, n)`.
         active: $\Omega$ `(out, n)`.
         price: $p$ `(d,)`.
-        radius: radius of the joint ball `()` in the problem's units, or of the neurons' balls `(out,)` in theirs, or None.
+        radius: radius of the joint ball `()` in the problem's units, or of the neurons' balls `(out,)` in
+            theirs, or None.
         penalty: $\mu$ of each neuron, or None.
-        size: what one unit of a neuron's targets is in the problem's; the $\mu$ of a joint ball is common to all neurons as
-            $\mu_m s_m$.
+        size: what one unit of a neuron's targets is in the problem's; the $\mu$ of a joint ball is common
+            to all neurons as $\mu_m s_m$.
         unit: what one unit of a weight is in the problem's.
         dual_unit: the same for the multipliers.
     """
@@ -74,7 +75,7 @@ class Layer:
             targets=(targets / size).mT.contiguous(),
             active=problem.active.mT.contiguous(),
             price=price / dual_unit,
-            radius=problem.radius / size if problem.per_neuron else problem.radius,
+            radius=problem.radius / size if problem.radius is not None and problem.per_neuron else problem.radius,
             penalty=None if problem.penalty is None else problem.penalty * dual_unit / size,
             size=size,
             unit=size[:, None] / spread,
@@ -108,9 +109,10 @@ def settle(z: Tensor, targets: Tensor, active: Tensor, mu: Tensor, tau: Tensor) 
 def ball_multiplier(layer: Layer, distance: Tensor, rho: Tensor, start: Tensor) -> Tensor:
     r"""The $\mu$ at which the points after `settle` with $\tau = 1/\rho$ lie on the ball, one per neuron.
 
-    With distances $\delta_m$ from $y_m$ before, the residual after is $\delta_m w_m$, $w_m = \mu\rho_m/(1 + \mu\rho_m)$. For a ball per neuron
-    $w_m = \varepsilon_m / \delta_m$; for the joint ball $\sum_m (\delta_m w_m)^2 = \varepsilon^2$ is solved by Newton steps in
-    logarithms, where the left side is increasing and concave. Points inside get `FREE`.
+    With distances $\delta_m$ from $y_m$ before, the residual after is $\delta_m w_m$, $w_m = \mu\rho_m/(1 +
+    \mu\rho_m)$. For a ball per neuron $w_m = \varepsilon_m / \delta_m$; for the joint ball $\sum_m
+    (\delta_m w_m)^2 = \varepsilon^2$ is solved by Newton steps in logarithms, where the left side is
+    increasing and concave. Points inside get `FREE`.
 
     Args:
         layer: for the form and the radius.

@@ -29,18 +29,18 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """What one proximal step needs of the neurons still in it; every tensor has the neurons first."""
+    """What one proximal step needs of the neurons still in it, which come first in every tensor."""
 
-    index: Int[Tensor, " rows"]
-    targets: Float[Tensor, "rows n"]
-    active: Bool[Tensor, "rows n"]
-    mu: Float[Tensor, "rows 1"]
-    sigma: Float[Tensor, "rows 1"]
-    tau: Float[Tensor, "rows 1"]
-    u: Float[Tensor, "rows d"]
-    t: Float[Tensor, "rows n"]
-    lam: Float[Tensor, "rows n"]
-    correlation: Float[Tensor, "rows d"]
+    index: Tensor
+    targets: Tensor
+    active: Tensor
+    mu: Tensor
+    sigma: Tensor
+    tau: Tensor
+    u: Tensor
+    t: Tensor
+    lam: Tensor
+    correlation: Tensor
 
     def keep(self, rows: Tensor) -> _Rows:
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
@@ -58,16 +58,19 @@ def proximal_step(
 ) -> tuple[Point, Float[Tensor, " rows"], int]:
     r"""One step of the proximal point method on the neurons `rows`:
 
-    $$\min_{u,\,t = Xu} \; \sum_j p_j |u_j| + h(t) + \tfrac1{2\sigma} \lVert u - u_0 \rVert^2 + \tfrac1{2\tau} \lVert t - X u_0 \rVert^2 .$$
+    $$\min_{u,\,t = Xu} \; \sum_j p_j |u_j| + h(t) + \tfrac1{2\sigma} \lVert u - u_0 \rVert^2
+      + \tfrac1{2\tau} \lVert t - X u_0 \rVert^2 .$$
 
-    Its dual in $\lambda$, the multipliers of $Xu = t$, is smooth and concave with gradient $X u(\lambda) - t(\lambda)$,
-    $u(\lambda) = \operatorname{soft}(u_0 - \sigma X^\top \lambda)$, $t(\lambda) = \operatorname{prox}_{\tau h}(t_0 + \tau \lambda)$. Newton's
-    system has one row and column per weight in the support of $u(\lambda)$, so that sparse neurons are cheap; the step length
-    is a root of the directional derivative, which costs no product with $X$. Neurons leave when $\lVert X u - t \rVert$ is below the
-    tolerance.
+    Its dual in $\lambda$, the multipliers of $Xu = t$, is smooth and concave with gradient $X u(\lambda) -
+    t(\lambda)$, $u(\lambda) = \operatorname{soft}(u_0 - \sigma X^\top \lambda)$, $t(\lambda) =
+    \operatorname{prox}_{\tau h}(t_0 + \tau \lambda)$. Newton's system has one row and column per weight in
+    the support of $u(\lambda)$, so that sparse neurons are cheap; the step length is a root of the
+    directional derivative, which costs no product with $X$. Neurons leave when $\lVert X u - t \rVert$ is
+    below the tolerance.
 
     Returns:
-        The new point of these neurons, the residual $\lVert X u - t \rVert$ of each, and the Newton steps made, summed over neurons.
+        The new point of these neurons, the residual $\lVert X u - t \rVert$ of each, and the Newton steps
+        made, summed over neurons.
 
     References:
         Li, Sun, Toh 2018 (SSNAL), 2020 (SNIPAL), whose lasso and linear programs are the two terms of this one.
@@ -110,7 +113,8 @@ def proximal_step(
 def _direction(layer: Layer, work: _Rows, support: Tensor, shifted: Tensor, miss: Tensor, norm: Tensor) -> Tensor:
     r"""$(E + \sigma X_S X_S^\top)^{-1} r$ by Woodbury, with $E$ the derivative of $t(\lambda)$.
 
-    $E$ is zero where the ceiling holds; there a small number takes its place that shrinks with the residual (Levenberg).
+    $E$ is zero where the ceiling holds; there a small number takes its place that shrinks with the residual
+    (Levenberg).
     """
     rows = layer.inputs.shape[1]
     soft = work.sigma * rows * (_SOFTEST * norm[:, None]).clamp(_STIFFEST, _SOFTEST)
@@ -146,7 +150,7 @@ def supports(support: Bool[Tensor, "rows d"], samples: int) -> Iterator[tuple[Te
 
 
 def _line_search(layer: Layer, work: _Rows, shifted: Tensor, miss: Tensor, direction: Tensor, change: Tensor) -> Tensor:
-    """A step length in (0, 1] near the root of the directional derivative, which is monotone; 1 if the root lies beyond."""
+    """A step length near the root of the directional derivative, which is monotone; 1 if the root lies beyond."""
 
     def derivative(length: Tensor) -> Tensor:
         u = layer.soften(work.u - work.sigma * (work.correlation + length * change), work.sigma)

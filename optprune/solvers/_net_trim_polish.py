@@ -1,4 +1,4 @@
-"""The exact end of a Net-Trim solve: on given supports and active ceilings the optimum is affine in the ball's multiplier."""
+"""On given supports and tight ceilings the optimum of Net-Trim is affine in the ball's multiplier."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
 from optprune.solvers._net_trim_newton import supports
 
-_STIFFNESS = 1e5
-_RIDGE = 1e-9
+_STIFFNESS = 1e5  # weight of a tight ceiling against an active sample
+_RIDGE = 1e-9  # relative to the mean diagonal
 _SWEEPS = 12
 _ROUNDING = 1e-13
 _SETTLED = 1e-14
@@ -20,7 +20,7 @@ _SETTLED = 1e-14
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    r"""On one piece, $u = a + \mu b$ and $\mu\lambda = \alpha + \mu\beta$: base $(a, \alpha)$ and slope $(b, \beta)$ per neuron."""
+    r"""On one piece $u = a + \mu b$ and $\mu\lambda = \alpha + \mu\beta$: base $(a, \alpha)$, slope $(b, \beta)$."""
 
     base: Float[Tensor, "rows d"]
     slope: Float[Tensor, "rows d"]
@@ -47,9 +47,10 @@ def piece(
 
     $$X_{\Omega S}^\top (X_{\Omega S} u - y) + X_{JS}^\top \nu = -\mu\, p \circ s, \qquad X_{JS}\, u = v_J,$$
 
-    for the two right-hand sides (constant part, part in $\mu$), $\nu = \mu \lambda_J$. The ceilings enter the matrix with a large weight
-    and the method of multipliers on the one factorisation makes them exact; a slight ridge, centred at the last iterate and
-    therefore without effect on what it converges to, bears dependent columns.
+    for the two right-hand sides (constant part, part in $\mu$), $\nu = \mu \lambda_J$. The ceilings enter
+    the matrix with a large weight and the method of multipliers on the one factorisation makes them exact;
+    a slight ridge, centred at the last iterate and therefore without effect on what it converges to, bears
+    dependent columns.
     """
     targets, active = layer.targets[rows], layer.active[rows]
     zero_u, zero_l = torch.zeros_like(centre), torch.zeros_like(targets)
@@ -59,13 +60,12 @@ def piece(
         on, held = active[part, None, :], tight[part, None, :]
         gram = torch.where(on, chosen, 0.0) @ chosen.mT
         size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1.0)[:, None]
-        stiff = _STIFFNESS * size / chosen.shape[2]
-        stiff = _STIFFNESS * torch.ones_like(stiff)
-        system = gram + stiff[..., None] * (torch.where(held, chosen, 0.0) @ chosen.mT)
+        system = gram + _STIFFNESS * (torch.where(held, chosen, 0.0) @ chosen.mT)
         system.diagonal(dim1=1, dim2=2).add_(_RIDGE * size + (~valid) * size)
         factor, failed = torch.linalg.cholesky_ex(system)
         # A failed piece is found wrong by its optimality conditions; it must only stay finite.
-        factor = torch.where(failed[:, None, None] > 0, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device) * (stiff*chosen.shape[2]*10)[..., None], factor)
+        harmless = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device) * _STIFFNESS * chosen.shape[2]
+        factor = torch.where(failed[:, None, None] > 0, harmless, factor)
         price = layer.price[order] * signs[part].gather(1, order)
         x = torch.stack((centre[part].gather(1, order) * valid, torch.zeros_like(price)), -1)
         nu = torch.stack((torch.where(tight[part], force[part], 0.0), torch.zeros_like(targets[part])), -1)
@@ -73,11 +73,11 @@ def piece(
         pull = torch.stack((torch.zeros_like(price), -price * valid), -1)
         for _ in range(_SWEEPS):
             out = chosen.mT @ x - goal
-            push = torch.where(on.mT, out, torch.where(held.mT, nu + stiff[..., None] * out, 0.0))
+            push = torch.where(on.mT, out, torch.where(held.mT, nu + _STIFFNESS * out, 0.0))
             move = torch.cholesky_solve(pull - chosen @ push, factor)
             x = x + move
             out = chosen.mT @ x - goal
-            nu = torch.where(held.mT, nu + stiff[..., None] * out, 0.0)
+            nu = torch.where(held.mT, nu + _STIFFNESS * out, 0.0)
             if bool((move.abs().amax((1, 2)) <= _SETTLED * x.abs().amax((1, 2))).all()):
                 break
         out = torch.where(on.mT, out, nu)
@@ -92,7 +92,8 @@ def piece(
 
 
 def ball_on_piece(layer: Layer, base: Tensor, slope: Tensor) -> Tensor:
-    r"""The $\mu$ at which $\sum \lVert r_m + \mu q_m \rVert^2 = \varepsilon^2$, one per neuron; 0 where no $\mu \ge 0$ is small enough.
+    r"""The $\mu$ at which $\sum \lVert r_m + \mu q_m \rVert^2 = \varepsilon^2$, one per neuron; 0 where no
+    $\mu \ge 0$ is small enough.
 
     Args:
         layer: for the form and the radius.
@@ -111,4 +112,6 @@ def ball_on_piece(layer: Layer, base: Tensor, slope: Tensor) -> Tensor:
     rest = zero - layer.radius.square()
     root = (one.square() - two * rest).clamp(min=0).sqrt()
     mu = torch.where(one > 0, -rest / (one + root).clamp(min=1e-300), (root - one) / two.clamp(min=1e-300))
+    # Nothing depends on mu, and the ball holds.
+    mu = torch.where((two <= 0) & (rest <= 0), FREE, mu)
     return (mu if layer.per_neuron else mu / layer.size).clamp(SMALLEST_MULTIPLIER, FREE)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from optprune.errors import InvalidInputError, MissingDependencyError, SolveError, UnsupportedError
+from optprune.errors import InvalidInputError, MissingDependencyError, UnsupportedError
 from optprune.problems import unstack
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Answer, Termination
@@ -33,19 +33,21 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 class Cvxpy(Solver[NetTrim]):
     r"""The program of `NetTrim` written down for cvxpy and solved by a general solver.
 
-    A joint ball is one program for the whole layer; balls per neuron and the penalised form are one program per neuron. The
-    multipliers are those of the ceilings and, on the active entries, the residual times the multiplier that stationarity asks for.
+    A joint ball is one program for the whole layer; balls per neuron and the penalised form are one program
+    per neuron. The multipliers are those of the ceilings and, on the active entries, the residual times the
+    multiplier that stationarity asks for.
 
     Attributes:
-        solver: "CLARABEL" (interior point), "SCS" (operator splitting, cones) or "OSQP" (operator splitting, the penalised form
-            alone, which is a quadratic program).
+        solver: "CLARABEL" (interior point), "SCS" (operator splitting, cones) or "OSQP" (operator
+            splitting, the penalised form alone, which is a quadratic program).
         time_limit: seconds per program, or None; a program stopped by it is reported as `STEP_LIMIT`.
 
     Raises:
         InvalidInputError: a name that is not one of the three.
 
     References:
-        Goulart, Chen 2024 (Clarabel); O'Donoghue et al. 2016 (SCS); Stellato et al. 2020 (OSQP); Diamond, Boyd 2016 (cvxpy).
+        Goulart, Chen 2024 (Clarabel); O'Donoghue et al. 2016 (SCS); Stellato et al. 2020 (OSQP); Diamond,
+        Boyd 2016 (cvxpy).
     """
 
     solver: str = "CLARABEL"
@@ -67,7 +69,9 @@ class Cvxpy(Solver[NetTrim]):
             MissingDependencyError: cvxpy is not installed.
         """
         if self.solver == "OSQP" and problem.penalty is None:
-            raise UnsupportedError("OSQP given a ball, which is not a quadratic constraint it takes; give NetTrim a penalty, or use CLARABEL")
+            raise UnsupportedError(
+                "OSQP given a ball; it takes quadratic programs: give NetTrim a penalty, or use CLARABEL or SCS"
+            )
         if problem.batch_shape:
             answers = [self.run(part) for part in unstack(problem)]
             return Answer(
@@ -112,13 +116,17 @@ class Cvxpy(Solver[NetTrim]):
         u = cp.Variable((len(neurons), x.shape[1]))
         # A column of the variable per neuron and rows by activity: no dense masks reach the solver.
         on = [x[active[:, k]] @ u[k] - targets[active[:, k], k] for k in range(len(neurons)) if active[:, k].any()]
-        off = [(k, x[~active[:, k]] @ u[k] <= ceiling[~active[:, k], k]) for k in range(len(neurons)) if not active[:, k].all()]
+        off = [
+            (k, x[~active[:, k]] @ u[k] <= ceiling[~active[:, k], k])
+            for k in range(len(neurons))
+            if not active[:, k].all()
+        ]
         objective = cp.norm1(u[:, np.flatnonzero(penalised)])
         constraints = [constraint for _, constraint in off]
         residual = cp.hstack(on) if on else None
         if problem.penalty is not None:
             objective = objective + (cp.sum_squares(residual) / (2 * float(problem.penalty)) if on else 0)
-        elif residual is not None:
+        elif problem.radius is not None and residual is not None:
             radius = problem.radius[neurons[0]] if problem.per_neuron else problem.radius
             constraints.append(cp.norm2(residual) <= float(radius))
         program = cp.Problem(cp.Minimize(objective), constraints)

@@ -24,21 +24,24 @@ _STRAGGLERS = 0.1
 class NetTrimADMM(Solver[NetTrim]):
     r"""The optimum of a Net-Trim problem, usually to machine precision, for all neurons of a layer at once.
 
-    1. ADMM on $t = XU^\top$, $S = U$, over-relaxed, with a penalty per neuron balanced by its residuals and one factorisation for all;
-       a step costs two products of the inputs with the weights. It finds the neighbourhood of the optimum in a few hundred steps,
-       and would need many thousands for the rest.
-    2. On the supports, signs and tight ceilings found, the optimality conditions are linear and their solution affine in the ball's
-       multiplier $\mu$; the ball gives $\mu$ in closed form, jointly or per neuron. Where all conditions hold, this is the optimum.
-    3. Neurons whose conditions fail take semismooth Newton steps on the dual of a proximal problem, whose systems are as small
-       as their supports, and go back to 2.
+    1. ADMM on $t = XU^\top$, $S = U$, over-relaxed, with a penalty per neuron balanced by its residuals and
+       one factorisation for all; a step costs two products of the inputs with the weights. It finds the
+       neighbourhood of the optimum in a few hundred steps, and would need many thousands for the rest.
+    2. On the supports, signs and tight ceilings found, the optimality conditions are linear and their
+       solution affine in the ball's multiplier $\mu$; the ball gives $\mu$ in closed form, jointly or per
+       neuron. Where all conditions hold, this is the optimum.
+    3. Neurons whose conditions fail take semismooth Newton steps on the dual of a proximal problem, whose
+       systems are as small as their supports, and go back to 2.
 
-    Why both: on a 300 x 100 layer ADMM alone leaves a relative gap of about 1e-3 after 500 steps and 1e-5 after 5,000, and the Newton
-    phase alone, from zero, spends on large early supports several times what ADMM costs; together the gap is below 1e-9. Columns are
-    scaled to unit size and neurons by their targets, so that the data's units do not matter.
+    Why both: on a 300 x 100 layer ADMM alone leaves a relative gap of about 1e-3 after 500 steps and 1e-5
+    after 5,000, and the Newton phase alone, from zero, spends on large early supports several times what
+    ADMM costs; together the gap is below 1e-9. Columns are scaled to unit size and neurons by their
+    targets, so that the data's units do not matter.
 
-    The solve ends as `CONVERGED` when all violations, relative to the data's scale, and the relative duality gap are at most the
-    tolerance, as the solver sees them; as `INFEASIBLE` when the lower bound outgrows the norm of the nearly feasible iterates (the
-    certificate then says how large any admissible matrix must be); otherwise as `STEP_LIMIT`.
+    The solve ends as `CONVERGED` when all violations, relative to the data's scale, and the relative
+    duality gap are at most the tolerance, as the solver sees them; as `INFEASIBLE` when the lower bound
+    outgrows the norm of the nearly feasible iterates (the certificate then says how large any admissible
+    matrix must be); otherwise as `STEP_LIMIT`.
 
     Attributes:
         max_steps: most ADMM steps.
@@ -52,7 +55,8 @@ class NetTrimADMM(Solver[NetTrim]):
         InvalidInputError: a setting out of its range.
 
     References:
-        Aghasi, Abdi, Romberg 2020, Algorithm 1; Boyd et al. 2011, sections 3.4.1 and 3.4.3; Li, Sun, Toh 2018 (SSNAL).
+        Aghasi, Abdi, Romberg 2020, Algorithm 1; Boyd et al. 2011, sections 3.4.1 and 3.4.3; Li, Sun, Toh
+        2018 (SSNAL).
     """
 
     max_steps: int = 1000
@@ -87,23 +91,25 @@ class NetTrimADMM(Solver[NetTrim]):
                 {name: sum(part.info[name] for part in parts) for name in parts[0].info},
             )
         layer = Layer.of(problem)
-        state, steps = self._approach(FirstOrder(layer, self.relaxation), progress)
+        method = FirstOrder(layer, self.relaxation)
+        return self.solve_layer(method, method.start(), progress)[0]
+
+    def solve_layer(self, method: FirstOrder, state: State, progress: Progress | None = None) -> tuple[Answer, State]:
+        """Both phases from a given state, for instance that of another radius; the answer, and ADMM's last state."""
+        layer = method.layer
+        state, steps = self._approach(method, state, progress)
         result = finish(layer, state, self.tolerance, self.max_rounds)
-        return Answer(
+        answer = Answer(
             result.u * layer.unit,
             (result.termination,),
             steps,
             {"multipliers": (result.lam * layer.dual_unit).mT.contiguous()},
-            {
-                "rounds": float(result.rounds),
-                "newton_steps": float(result.newton),
-                "multiplier": float((result.mu * layer.size / layer.dual_unit).max()),
-            },
+            {"rounds": float(result.rounds), "newton_steps": float(result.newton)},
         )
+        return answer, state
 
-    def _approach(self, method: FirstOrder, progress: Progress | None) -> tuple[State, int]:
+    def _approach(self, method: FirstOrder, state: State, progress: Progress | None) -> tuple[State, int]:
         """ADMM until all but a few neurons have a small residual; the penalties change ever more rarely."""
-        state = method.start()
         steps, looks, change = 0, 0, 1
         while steps < self.max_steps:
             count = min(self.check_every, self.max_steps - steps)

@@ -16,21 +16,25 @@ from optprune.solvers._net_trim_layer import Layer
 from optprune.solvers.net_trim_admm import NetTrimADMM
 
 LOOSE_SOLVES, EXACT_SOLVES = 16, 8
-_LOOSE_STEPS = 60
-_SHARE = 0.01
+_LOOSE_STEPS, _LOOSE_LOOK, _LOOSE = 240, 15, 1e-3
+_SHARE = 0.02
 _LEAST, _MOST = 1e-4, 1e4
+_NARROW = 1e-6
 
 
 def radius_for_count(problem: NetTrim, k: int, solver: NetTrimADMM | None = None) -> NetTrim:
-    r"""The problem with the radius $f \lVert Y_\Omega \rVert_F$ at which its solution has at most `k` nonzeros, and nearly `k`.
+    r"""The problem with the radius $f \lVert Y_\Omega \rVert_F$ at which its solution has at most `k`
+    nonzeros, and nearly `k`.
 
-    A larger ball needs fewer weights, so that $f$ is bracketed and interpolated: first by at most `LOOSE_SOLVES` short ADMM runs, each
-    warm-started from the one before, then by at most `EXACT_SOLVES` full ones, the last of which decides. The bias is not counted.
-    A ball per neuron keeps its form: $\varepsilon_m = f \lVert y_m \rVert$.
+    A larger ball needs fewer weights, so that $f$ is bracketed and interpolated: first by at most
+    `LOOSE_SOLVES` short ADMM runs, each warm-started from the one before, then by at most `EXACT_SOLVES`
+    full ones, the last of which decides. The bias is not counted. A ball per neuron keeps its form:
+    $\varepsilon_m = f \lVert y_m \rVert$.
 
     Args:
         problem: a single problem with a radius, whose value is not used.
-        k: most nonzeros of the penalised weights; the search ends within one percent below it where the count allows.
+        k: most nonzeros of the penalised weights; the search ends within two percent below it where the
+            count allows.
         solver: settings of the full solves.
 
     Raises:
@@ -40,53 +44,63 @@ def radius_for_count(problem: NetTrim, k: int, solver: NetTrimADMM | None = None
     weights = int(problem.penalised.sum()) * problem.shape[0]
     if not 0 <= k <= weights or problem.batch_shape or problem.radius is None:
         raise InvalidInputError(
-            f"k = {k} for a problem of {weights} penalised weights given; 0 <= k <= {weights}, for a single problem with a radius"
+            f"k = {k} for a problem of {weights} penalised weights given; 0 <= k <= {weights} is accepted, for a "
+            "single problem with a radius"
         )
     unit = problem.targets.square().sum(0).sqrt() if problem.per_neuron else problem.size
-    search = _Bracket(k)
-    layer = Layer.of(problem)
-    method = FirstOrder(layer, solver.relaxation)
+    # With nonnegative ceilings zero is admissible once the ball holds it.
+    top = 1.0 if problem.ceiling is None or bool((problem.ceiling >= 0).all()) else None
+    search = _Bracket(k, math.log(0.1), top)
+    method = FirstOrder(Layer.of(problem), solver.relaxation)
     state = method.start()
-    for _ in range(LOOSE_SOLVES):
-        if search.found:
-            break
-        radius = search.trial * unit
-        method.layer = replace(layer, radius=radius / layer.size if problem.per_neuron else radius)
+
+    def set_radius(radius: Tensor) -> None:
+        size = method.layer.size
+        method.layer = replace(method.layer, radius=radius / size if problem.per_neuron else radius)
+
+    while search.open(LOOSE_SOLVES):
+        set_radius(search.trial * unit)
         state = _run(method, state)
         search.record(int(((state.s != 0) & problem.penalised).sum()))
-    search.reopen()
-    for _ in range(EXACT_SOLVES):
-        candidate = replace(problem, radius=search.trial * unit)
-        answer = solver.run(candidate)
+    search = _Bracket(k, math.log(search.enough or search.trial), top)
+    while search.open(EXACT_SOLVES):
+        set_radius(search.trial * unit)
+        answer, state = solver.solve_layer(method, state)
         count = int(((answer.matrix != 0) & problem.penalised).sum())
         # What has no solution is a ball too small.
         search.record(weights + 1 if answer.termination[0] is Termination.INFEASIBLE else count)
-        if search.found:
-            break
     if search.enough is None:
-        raise InvalidInputError(f"no radius up to {_MOST:g} times the outputs' norm leaves at most {k} weights; ask for more")
+        raise InvalidInputError(
+            f"no radius up to {_MOST:g} times the outputs' norm leaves at most {k} weights; ask for more"
+        )
     return replace(problem, radius=search.enough * unit)
 
 
 def _run(method: FirstOrder, state: State) -> State:
-    for step in range(_LOOSE_STEPS):
-        measured = step % 15 == 14
+    """ADMM to a loose tolerance, from the state at another radius."""
+    for step in range(1, _LOOSE_STEPS + 1):
+        measured = step % _LOOSE_LOOK == 0
         state = method.step(state, measure=measured)
-        if measured and step < _LOOSE_STEPS - 15:
+        if measured:
+            if float(torch.maximum(state.primal, state.dual).quantile(0.9)) <= _LOOSE:
+                break
             state = method.rebalance(state)
     return state
 
 
 class _Bracket:
-    """Root search for a decreasing count over the logarithm of the radius's share."""
+    """Root search for a decreasing count over the logarithm of the radius's share of the outputs' norm."""
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, start: float, top: float | None) -> None:
         self.k = k
         self.low, self.low_count = math.log(_LEAST), math.inf
-        self.high, self.high_count = math.log(_MOST), -1.0
-        self.enough: float | None = None
-        self.found = False
-        self._point = math.log(0.1)
+        self.high, self.high_count = (math.log(_MOST), math.inf) if top is None else (math.log(top), 0.0)
+        self.enough = top
+        self._point, self._stride, self._tries, self._met = start, 0.05, 0, k == 0 and top is not None
+
+    def open(self, tries: int) -> bool:
+        """Whether to go on: not met, not exhausted, and room between the ends."""
+        return not self._met and self._tries < tries and self.high - self.low > _NARROW
 
     @property
     def trial(self) -> float:
@@ -95,27 +109,23 @@ class _Bracket:
 
     def record(self, count: int) -> None:
         """Take in the count at `trial` and choose the next."""
+        self._tries += 1
         if count <= self.k:
-            self.high, self.high_count = self._point, count
-            self.enough = self.trial
+            self.high, self.high_count, self.enough = self._point, count, self.trial
         else:
             self.low, self.low_count = self._point, count
-        self.found = self.k - max(1, _SHARE * self.k) <= count <= self.k or (self.k == 0 == count)
-        self._point = self._next()
+        self._met = self.k - max(1, _SHARE * self.k) <= count <= self.k
+        self._point = self._next(count)
 
-    def reopen(self) -> None:
-        """Start the exact phase at the best loose share, with a bracket around it that is not yet trusted."""
-        start = math.log(self.enough) if self.enough is not None else self.high
-        self.low, self.low_count = math.log(_LEAST), math.inf
-        self.high, self.high_count = math.log(_MOST), -1.0
-        self.enough, self.found, self._point = None, False, start
-
-    def _next(self) -> float:
-        if math.isinf(self.low_count):
-            return max(self._point - 0.15, 0.5 * (self._point + self.low)) if self.high_count > 0 else self._point - 0.5
-        if self.high_count < 0:
-            return self._point + (0.05 if self.low_count < 1.2 * self.k + 2 else 0.7)
-        # Aim a little below k, where the search may end; stay off the ends of the bracket.
+    def _next(self, count: int) -> float:
+        """Ever longer strides until both ends are counted, then regula falsi and bisection in turn."""
+        if math.isinf(self.low_count) or math.isinf(self.high_count):
+            self._stride *= 2
+            sign = 1.0 if count > self.k else -1.0
+            point = self._point + sign * self._stride
+            return min(max(point, 0.5 * (self.low + self._point)), 0.5 * (self.high + self._point))
+        if self._tries % 2:
+            return 0.5 * (self.low + self.high)
         aim = self.k - 0.5 * max(1.0, _SHARE * self.k)
         share = (self.low_count - aim) / (self.low_count - self.high_count)
-        return self.low + min(max(share, 0.1), 0.9) * (self.high - self.low)
+        return self.low + min(max(share, 0.05), 0.95) * (self.high - self.low)
