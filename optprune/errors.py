@@ -1,7 +1,8 @@
 """What optprune raises.
 
 Misuse raises; a numerical outcome (step limit, infeasible, non-finite) is a `Termination`, raised as `SolveError` only
-on request. Every message says what was given, what is accepted and what to do; `layer` names the layer where one is known.
+on request. Every message says what was given, what is accepted and what to do; `layer` names the layer where one is
+known.
 """
 
 from __future__ import annotations

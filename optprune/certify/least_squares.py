@@ -25,9 +25,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     r"""Certificates for `L0LeastSquares`.
 
     The evidence is a `minorant` $\delta$ `(in,)` with $H - \operatorname{diag}\delta \succeq 0$, shared by all rows,
-    and a `point` $V$ `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid bound;
-    `check` proves $H - \operatorname{diag}\delta \succeq 0$ in floating point itself and subtracts the rounding error
-    of the evaluation.
+    and a `point` $V$ `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid
+    bound; `check` proves $H - \operatorname{diag}\delta \succeq 0$ in floating point itself and subtracts the
+    rounding error of the evaluation.
 
     Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
