@@ -16,7 +16,7 @@ FREE = 1e7
 SMALLEST_MULTIPLIER = 1e-14
 """That of a ball of radius 0."""
 
-_ROOT_STEPS = 6
+_ROOT_STEPS = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ LOOSE_SOLVES, EXACT_SOLVES = 16, 8
 _LOOSE_STEPS, _LOOSE_LOOK, _LOOSE = 240, 15, 1e-3
 _SHARE = 0.02
 _LEAST, _MOST = 1e-4, 1e4
-_NARROW = 1e-6
+_NARROW = 1e-3
 
 
 def radius_for_count(problem: NetTrim, k: int, solver: NetTrimADMM | None = None) -> NetTrim:
