@@ -9,7 +9,7 @@ from .network.verify import verify
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
 from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
-from .solvers import ADMM, Exhaustive, Magnitude, NetTrimADMM, Solver, Wanda, solve, solve_all
+from .solvers import ADMM, Cvxpy, Exhaustive, Magnitude, NetTrimADMM, Solver, Wanda, radius_for_count, solve, solve_all
 from .statistics import Samples, Statistics
 
 __version__: str
@@ -19,6 +19,7 @@ __all__ = [
     "Blocks",
     "Certificate",
     "Columns",
+    "Cvxpy",
     "Exhaustive",
     "Fixed",
     "L0LeastSquares",
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "radius_for_count",
     "solve",
     "solve_all",
     "stack",

@@ -2,13 +2,16 @@
 
 from optprune.solvers._base import IterativeSolver, Progress, Promise, Solver, solve, solve_all
 from optprune.solvers.admm import ADMM
+from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.solvers.exhaustive import Exhaustive
 from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
+from optprune.solvers.net_trim_count import radius_for_count
 from optprune.solvers.wanda import Wanda
 
 __all__ = [
     "ADMM",
+    "Cvxpy",
     "Exhaustive",
     "IterativeSolver",
     "Magnitude",
@@ -17,6 +20,7 @@ __all__ = [
     "Promise",
     "Solver",
     "Wanda",
+    "radius_for_count",
     "solve",
     "solve_all",
 ]
