@@ -161,6 +161,7 @@ class Shortfall:
     bound: float
 
     def within(self, tolerance: float) -> bool:
+        """Whether violation and relative gap are small enough to end."""
         return self.violation <= tolerance and abs(self.objective - self.bound) <= tolerance * self.objective
 
     def impossible(self, factor: float) -> bool:

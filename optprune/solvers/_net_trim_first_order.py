@@ -41,6 +41,7 @@ class State:
 
     @property
     def lam(self) -> Float[Tensor, "out n"]:
+        r"""The multipliers of $t = Xw$, unscaled."""
         return self.dual_t * -self.rho[:, None]
 
 
@@ -67,6 +68,7 @@ class FirstOrder:
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
 
     def start(self) -> State:
+        """Everything at zero, the penalties at one."""
         layer = self.layer
         out, samples = layer.targets.shape
         d = layer.inputs.shape[1]
@@ -91,6 +93,7 @@ class FirstOrder:
         return (right - self.layer.correlate(self.layer.forward(right) @ self.inverse)) / self.weight
 
     def step(self, state: State, measure: bool = False) -> State:
+        """One over-relaxed step; with `measure` its relative residuals are taken, without they are carried on."""
         layer, c = self.layer, self.weight
         w = self._linear(layer.correlate(state.t + state.dual_t).add_(state.s + state.dual_s, alpha=c))
         through = layer.forward(w)

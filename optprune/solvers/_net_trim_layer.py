@@ -84,6 +84,7 @@ class Layer:
 
     @property
     def per_neuron(self) -> bool:
+        """Whether every neuron has a ball of its own."""
         return self.radius is not None and self.radius.dim() == 1
 
     def soften(self, u: Tensor, amount: Tensor) -> Tensor:
