@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,11 @@ class State:
     dual: Tensor
     weight: float
 
+    def to(self, dtype: torch.dtype) -> State:
+        """The same state in another precision."""
+        changed = {name: tensor.to(dtype) for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
+        return replace(self, **changed)
+
     @property
     def lam(self) -> Float[Tensor, "out n"]:
         r"""The multipliers of $t = Xw$, unscaled."""
@@ -53,19 +59,28 @@ class FirstOrder:
     have its own and change it; with fewer samples than inputs the system is solved on the samples' side
     (Woodbury). $\rho$ balances the relative residuals, the scaled duals are rescaled with it.
 
+    All of it is in float32, whose rounding is far below the residual at which this phase ends.
+
     References:
         Aghasi, Abdi, Romberg 2020, Algorithm 1 (there $c = 1$ and $\rho$ fixed); Boyd et al. 2011, section 3.4.
     """
 
     def __init__(self, layer: Layer, relaxation: float) -> None:
-        self.layer, self.relaxation = layer, relaxation
+        self.exact, self.layer, self.relaxation = layer, layer.to(torch.float32), relaxation
         samples, d = layer.inputs.shape
         self.weight = float(layer.inputs.square().sum()) / samples
         self.weight = self.weight if self.weight > 0 else 1.0
         self.narrow = samples < d
         gram = layer.inputs @ layer.columns if self.narrow else layer.columns @ layer.inputs
         gram.diagonal().add_(self.weight)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(torch.float32)
+
+    def with_radius(self, radius: Float[Tensor, "..."]) -> FirstOrder:
+        """The same factorisation for another radius, in solver units."""
+        other = copy(self)
+        other.exact = replace(self.exact, radius=radius)
+        other.layer = replace(self.layer, radius=radius.to(torch.float32))
+        return other
 
     def start(self) -> State:
         """Everything at zero, the penalties at one."""

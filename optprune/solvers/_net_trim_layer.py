@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +16,7 @@ FREE = 1e7
 SMALLEST_MULTIPLIER = 1e-14
 """That of a ball of radius 0."""
 
+_TINY = 1e-30  # a normal number of float32 too
 _ROOT_STEPS = 2
 
 
@@ -38,7 +39,7 @@ class Layer:
         radius: radius of the joint ball `()` in the problem's units, or of the neurons' balls `(out,)` in
             theirs, or None.
         penalty: $\mu$ of each neuron, or None.
-        size: what one unit of a neuron's targets is in the problem's; the $\mu$ of a joint ball is common
+        size: what one unit of a neuron's targets is in the largest neuron's; the $\mu$ of a joint ball is common
             to all neurons as $\mu_m s_m$.
         unit: what one unit of a weight is in the problem's.
         dual_unit: the same for the multipliers.
@@ -60,7 +61,8 @@ class Layer:
         """A single problem in solver units."""
         samples = problem.inputs.shape[0]
         spread = problem.inputs.square().mean(0).sqrt()
-        spread = torch.where(spread > 0, spread, 1.0)
+        # What is that small is dead, or would leave the range of float32 in the first phase.
+        spread = torch.where(spread > 1e-18 * spread.amax(), spread, 1.0)
         targets = problem.targets if problem.ceiling is None else problem.targets + problem.ceiling
         size = targets.square().mean(0).sqrt()
         size = torch.where(size > 0, size, size.amax())
@@ -75,12 +77,21 @@ class Layer:
             targets=(targets / size).mT.contiguous(),
             active=problem.active.mT.contiguous(),
             price=price / dual_unit,
-            radius=problem.radius / size if problem.radius is not None and problem.per_neuron else problem.radius,
+            radius=None if problem.radius is None else problem.radius / (size if problem.per_neuron else size.amax()),
             penalty=None if problem.penalty is None else problem.penalty * dual_unit / size,
-            size=size,
+            size=size / size.amax(),
             unit=size[:, None] / spread,
             dual_unit=dual_unit,
         )
+
+    def to(self, dtype: torch.dtype) -> Layer:
+        """The same problem in another precision."""
+        changed = {
+            name: tensor.to(dtype)
+            for name, tensor in vars(self).items()
+            if isinstance(tensor, Tensor) and tensor.is_floating_point()
+        }
+        return replace(self, **changed)
 
     @property
     def per_neuron(self) -> bool:
@@ -127,15 +138,15 @@ def ball_multiplier(layer: Layer, distance: Tensor, rho: Tensor, start: Tensor) 
     if layer.per_neuron:
         inside = distance <= layer.radius
         weight = layer.radius / torch.where(inside, 1.0, distance)
-        return torch.where(inside, FREE, weight / ((1 - weight).clamp(min=1e-300) * rho)).clamp(max=FREE)
-    log_mu = (start * layer.size).mean().clamp(min=1e-300).log()
+        return torch.where(inside, FREE, weight / ((1 - weight).clamp(min=_TINY) * rho)).clamp(max=FREE)
+    log_mu = (start * layer.size).mean().clamp(min=_TINY).log()
     shift = rho.log() - layer.size.log()
     square = (distance * layer.size).square()
     wanted = 2 * layer.radius.log()
     for _ in range(_ROOT_STEPS):
         weight = torch.sigmoid(log_mu + shift)
         terms = square * weight.square()
-        total = terms.sum().clamp(min=1e-300)
+        total = terms.sum().clamp(min=_TINY)
         slope = 2 * (terms * (1 - weight)).sum() / total
         log_mu = log_mu + ((wanted - total.log()) / slope.clamp(min=1e-6)).clamp(-7.0, 7.0)
     inside = square.sum().sqrt() <= layer.radius

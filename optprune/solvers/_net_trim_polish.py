@@ -12,7 +12,7 @@ from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
 from optprune.solvers._net_trim_newton import supports
 
 _STIFFNESS = 1e5  # weight of a tight ceiling against an active sample
-_RIDGE = 1e-9  # relative to the mean diagonal
+_RIDGE = 1e-9  # relative to a column's squared norm
 _SWEEPS = 12
 _ROUNDING = 1e-13
 _SETTLED = 1e-14
@@ -58,10 +58,9 @@ def piece(
     for part, order, valid in supports(support, targets.shape[1]):
         chosen = layer.columns[order].mul_(valid[..., None])
         on, held = active[part, None, :], tight[part, None, :]
-        gram = torch.where(on, chosen, 0.0) @ chosen.mT
-        size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1.0)[:, None]
-        system = gram + _STIFFNESS * (torch.where(held, chosen, 0.0) @ chosen.mT)
-        system.diagonal(dim1=1, dim2=2).add_(_RIDGE * size + (~valid) * size)
+        system = (chosen * (on + _STIFFNESS * held)) @ chosen.mT
+        # Columns have the number of samples as squared norm; padding gets the same on its diagonal.
+        system.diagonal(dim1=1, dim2=2).add_((_RIDGE + (~valid).double()) * chosen.shape[2])
         factor, failed = torch.linalg.cholesky_ex(system)
         # A failed piece is found wrong by its optimality conditions; it must only stay finite.
         harmless = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device) * _STIFFNESS * chosen.shape[2]
@@ -71,8 +70,8 @@ def piece(
         nu = torch.stack((torch.where(tight[part], force[part], 0.0), torch.zeros_like(targets[part])), -1)
         goal = torch.stack((targets[part], torch.zeros_like(targets[part])), -1)
         pull = torch.stack((torch.zeros_like(price), -price * valid), -1)
+        out = chosen.mT @ x - goal
         for _ in range(_SWEEPS):
-            out = chosen.mT @ x - goal
             push = torch.where(on.mT, out, torch.where(held.mT, nu + _STIFFNESS * out, 0.0))
             move = torch.cholesky_solve(pull - chosen @ push, factor)
             x = x + move

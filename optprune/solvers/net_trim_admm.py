@@ -90,15 +90,14 @@ class NetTrimADMM(Solver[NetTrim]):
                 {"multipliers": torch.stack([part.hint["multipliers"] for part in parts])},
                 {name: sum(part.info[name] for part in parts) for name in parts[0].info},
             )
-        layer = Layer.of(problem)
-        method = FirstOrder(layer, self.relaxation)
+        method = FirstOrder(Layer.of(problem), self.relaxation)
         return self.solve_layer(method, method.start(), progress)[0]
 
     def solve_layer(self, method: FirstOrder, state: State, progress: Progress | None = None) -> tuple[Answer, State]:
         """Both phases from a given state, for instance that of another radius; the answer, and ADMM's last state."""
-        layer = method.layer
+        layer = method.exact
         state, steps = self._approach(method, state, progress)
-        result = finish(layer, state, self.tolerance, self.max_rounds)
+        result = finish(layer, state.to(torch.float64), self.tolerance, self.max_rounds)
         answer = Answer(
             result.u * layer.unit,
             (result.termination,),

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from optprune.errors import InvalidInputError
 from optprune.problems.net_trim import NetTrim
@@ -51,21 +50,16 @@ def radius_for_count(problem: NetTrim, k: int, solver: NetTrimADMM | None = None
     # With nonnegative ceilings zero is admissible once the ball holds it.
     top = 1.0 if problem.ceiling is None or bool((problem.ceiling >= 0).all()) else None
     search = _Bracket(k, math.log(0.1), top)
-    method = FirstOrder(Layer.of(problem), solver.relaxation)
+    method = FirstOrder(Layer.of(replace(problem, radius=unit)), solver.relaxation)
+    whole = method.exact.radius
+    assert whole is not None
     state = method.start()
-
-    def set_radius(radius: Tensor) -> None:
-        size = method.layer.size
-        method.layer = replace(method.layer, radius=radius / size if problem.per_neuron else radius)
-
     while search.open(LOOSE_SOLVES):
-        set_radius(search.trial * unit)
-        state = _run(method, state)
+        state = _run(method.with_radius(search.trial * whole), state)
         search.record(int(((state.s != 0) & problem.penalised).sum()))
     search = _Bracket(k, math.log(search.enough or search.trial), top)
     while search.open(EXACT_SOLVES):
-        set_radius(search.trial * unit)
-        answer, state = solver.solve_layer(method, state)
+        answer, state = solver.solve_layer(method.with_radius(search.trial * whole), state)
         count = int(((answer.matrix != 0) & problem.penalised).sum())
         # What has no solution is a ball too small.
         search.record(weights + 1 if answer.termination[0] is Termination.INFEASIBLE else count)
