@@ -9,7 +9,7 @@ from .network.verify import verify
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
 from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
-from .solvers import ADMM, Cvxpy, Exhaustive, Magnitude, NetTrimADMM, Solver, Wanda, radius_for_count, solve, solve_all
+from .solvers import ADMM, Cvxpy, Exhaustive, Magnitude, NetTrimADMM, Solver, Wanda, solve, solve_all, solve_for_count
 from .statistics import Samples, Statistics
 
 __version__: str
@@ -51,9 +51,9 @@ __all__ = [
     "load",
     "plan",
     "prune",
-    "radius_for_count",
     "solve",
     "solve_all",
+    "solve_for_count",
     "stack",
     "testing",
     "unstack",

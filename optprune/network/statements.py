@@ -18,7 +18,7 @@ from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
 from optprune.solvers import Solver, solve
 from optprune.solvers.net_trim_admm import NetTrimADMM
-from optprune.solvers.net_trim_count import radius_for_count
+from optprune.solvers.net_trim_count import solve_for_count
 from optprune.statistics import Statistics
 
 
@@ -112,9 +112,18 @@ def solve_to_count(
                 found.append(problem)
                 solutions.append(least)
                 continue
-        found.append(radius_for_count(problem, count, solver if isinstance(solver, NetTrimADMM) else None))
-        solutions.append(solve(found[-1], solver, certified=certified))
+        at_radius, solution = _for_count(problem, count, solver, certified)
+        found.append(at_radius)
+        solutions.append(solution)
     return found, solutions
+
+
+def _for_count(problem: NetTrim, count: int, solver: Solver, certified: bool) -> tuple[NetTrim, Solution]:
+    """The search by its own solver; another one only solves what that found."""
+    if isinstance(solver, NetTrimADMM):
+        return solve_for_count(problem, count, solver, certified=certified)
+    at_radius, _ = solve_for_count(problem, count, certified=False)
+    return at_radius, solve(at_radius, solver, certified=certified)
 
 
 def _dense(statistics: Statistics, adapter: Adapter) -> tuple[Tensor, Tensor | None]:

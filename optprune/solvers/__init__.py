@@ -6,7 +6,7 @@ from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.solvers.exhaustive import Exhaustive
 from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
-from optprune.solvers.net_trim_count import radius_for_count
+from optprune.solvers.net_trim_count import solve_for_count
 from optprune.solvers.wanda import Wanda
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "Promise",
     "Solver",
     "Wanda",
-    "radius_for_count",
     "solve",
     "solve_all",
+    "solve_for_count",
 ]

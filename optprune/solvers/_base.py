@@ -174,7 +174,7 @@ def solve_all(
         seconds = (time.perf_counter() - start) / len(members)
         for position, index in enumerate(members):
             part = answer if single else _member(answer, position)
-            solutions[index] = _solution(problems[index], solver, part, seconds, certified)
+            solutions[index] = conclude(problems[index], solver, part, seconds, certified)
     for solution in solutions.values() if throw else ():
         if not solution.termination.ok:
             raise SolveError(f"{solver} stopped: {solution.termination.value} after {solution.steps} steps", solution)
@@ -205,7 +205,8 @@ def _member(answer: Answer, position: int) -> Answer:
     )
 
 
-def _solution(problem: Problem, solver: Solver, answer: Answer, seconds: float, certified: bool) -> Solution:
+def conclude(problem: Problem, solver: Solver, answer: Answer, seconds: float, certified: bool) -> Solution:
+    """What is handed back of an answer: the solver's claim, and next to it what the checker finds."""
     weight, bias = problem.split(answer.matrix)
     certificate, evidence, info = None, {}, dict(answer.info)
     if certified and bool(answer.matrix.isfinite().all()):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import torch
 
 from optprune.errors import InvalidInputError
 from optprune.problems.net_trim import NetTrim
-from optprune.solution import Termination
+from optprune.solution import Answer, Solution
+from optprune.solvers._base import conclude
 from optprune.solvers._net_trim_first_order import FirstOrder, State
 from optprune.solvers._net_trim_layer import Layer
 from optprune.solvers.net_trim_admm import NetTrimADMM
@@ -17,28 +19,32 @@ from optprune.solvers.net_trim_admm import NetTrimADMM
 LOOSE_SOLVES, EXACT_SOLVES = 16, 8
 _LOOSE_STEPS, _LOOSE_LOOK, _LOOSE = 240, 15, 1e-3
 _SHARE = 0.02
-_LEAST, _MOST = 1e-4, 1e4
+_LEAST, _MOST = 1e-2, 1e4
 _NARROW = 1e-3
 
 
-def radius_for_count(problem: NetTrim, k: int, solver: NetTrimADMM | None = None) -> NetTrim:
-    r"""The problem with the radius $f \lVert Y_\Omega \rVert_F$ at which its solution has at most `k`
-    nonzeros, and nearly `k`.
+def solve_for_count(
+    problem: NetTrim, k: int, solver: NetTrimADMM | None = None, *, certified: bool = True
+) -> tuple[NetTrim, Solution]:
+    r"""The problem with the radius $f \lVert Y_\Omega \rVert_F$ at which at most `k` nonzeros are left, and nearly `k`,
+    with its solution.
 
-    A larger ball needs fewer weights, so that $f$ is bracketed and interpolated: first by at most
-    `LOOSE_SOLVES` short ADMM runs, each warm-started from the one before, then by at most `EXACT_SOLVES`
-    full ones, the last of which decides. The bias is not counted. A ball per neuron keeps its form:
-    $\varepsilon_m = f \lVert y_m \rVert$.
+    A larger ball needs fewer weights, so that $f$ is bracketed and interpolated: first by at most `LOOSE_SOLVES` short
+    ADMM runs, each warm-started from the one before, then by at most `EXACT_SOLVES` full ones, the last good one of
+    which is the solution. The bias is not counted. A ball per neuron keeps its form: $\varepsilon_m = f \lVert y_m
+    \rVert$. The search does not go below $f = 0.01$: an exact fit needs no more weights than the samples pose
+    conditions, so that a large `k` may be out of reach and is then not attained.
 
     Args:
         problem: a single problem with a radius, whose value is not used.
-        k: most nonzeros of the penalised weights; the search ends within two percent below it where the
-            count allows.
+        k: most nonzeros of the penalised weights; the search ends within two percent below it where the count allows.
         solver: settings of the full solves.
+        certified: find a lower bound and check it.
 
     Raises:
         InvalidInputError: `k` is not in [0, penalised weights], or no radius is large enough for it.
     """
+    start = time.perf_counter()
     solver = solver or NetTrimADMM()
     weights = int(problem.penalised.sum()) * problem.shape[0]
     if not 0 <= k <= weights or problem.batch_shape or problem.radius is None:
@@ -58,16 +64,22 @@ def radius_for_count(problem: NetTrim, k: int, solver: NetTrimADMM | None = None
         state = _run(method.with_radius(search.trial * whole), state)
         search.record(int(((state.s != 0) & problem.penalised).sum()))
     search = _Bracket(k, math.log(search.enough or search.trial), top)
+    best: tuple[float, Answer] | None = None
     while search.open(EXACT_SOLVES):
         answer, state = solver.solve_layer(method.with_radius(search.trial * whole), state)
-        count = int(((answer.matrix != 0) & problem.penalised).sum())
-        # What has no solution is a ball too small.
-        search.record(weights + 1 if answer.termination[0] is Termination.INFEASIBLE else count)
-    if search.enough is None:
+        # An answer that is no solution does not count; its ball is mostly too small.
+        count = int(((answer.matrix != 0) & problem.penalised).sum()) if answer.termination[0].ok else weights + 1
+        if count <= k:
+            best = (search.trial, answer)
+        search.record(count)
+    if best is None and top is not None:
+        best = (top, solver.run(replace(problem, radius=top * unit)))
+    if best is None:
         raise InvalidInputError(
             f"no radius up to {_MOST:g} times the outputs' norm leaves at most {k} weights; ask for more"
         )
-    return replace(problem, radius=search.enough * unit)
+    found = replace(problem, radius=best[0] * unit)
+    return found, conclude(found, solver, best[1], time.perf_counter() - start, certified)
 
 
 def _run(method: FirstOrder, state: State) -> State:
@@ -108,7 +120,8 @@ class _Bracket:
             self.high, self.high_count, self.enough = self._point, count, self.trial
         else:
             self.low, self.low_count = self._point, count
-        self._met = self.k - max(1, _SHARE * self.k) <= count <= self.k
+        least = self._point <= math.log(_LEAST)
+        self._met = count <= self.k and (least or count >= self.k - max(1, _SHARE * self.k))
         self._point = self._next(count)
 
     def _next(self, count: int) -> float:
@@ -117,7 +130,7 @@ class _Bracket:
             self._stride *= 2
             sign = 1.0 if count > self.k else -1.0
             point = self._point + sign * self._stride
-            return min(max(point, 0.5 * (self.low + self._point)), 0.5 * (self.high + self._point))
+            return min(max(point, self.low), 0.5 * (self.high + self._point))
         if self._tries % 2:
             return 0.5 * (self.low + self.high)
         aim = self.k - 0.5 * max(1.0, _SHARE * self.k)

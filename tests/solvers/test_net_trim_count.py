@@ -8,7 +8,7 @@ import torch
 from optprune.errors import InvalidInputError
 from optprune.problems.net_trim import NetTrim
 from optprune.solvers import NetTrimADMM
-from optprune.solvers.net_trim_count import EXACT_SOLVES, radius_for_count
+from optprune.solvers.net_trim_count import EXACT_SOLVES, solve_for_count
 
 
 def make(per_neuron: bool = False, bias: bool = False) -> NetTrim:
@@ -23,10 +23,11 @@ def make(per_neuron: bool = False, bias: bool = False) -> NetTrim:
 @pytest.mark.parametrize("form", [{}, {"per_neuron": True}, {"bias": True}], ids=["joint", "per neuron", "bias"])
 def test_the_count_is_met_and_used(count, form):
     problem = make(**form)
-    found = radius_for_count(problem, count)
-    answer = NetTrimADMM().run(found)
-    kept = int(((answer.matrix != 0) & found.penalised).sum())
-    assert answer.termination[0].ok
+    found, solution = solve_for_count(problem, count)
+    kept = int((solution.weight != 0).sum())
+    assert solution.termination.ok
+    assert solution.certificate is not None
+    assert solution.certificate.relative_gap <= 1e-5
     assert kept <= count
     if kept < 0.9 * count - 2:
         # The count may jump: the supports of whole neurons vanish at one radius. Just below it, it is too large.
@@ -44,12 +45,12 @@ def test_the_number_of_full_solves_is_bounded():
             calls.append(method)
             return super().solve_layer(method, state, progress)
 
-    radius_for_count(make(), 37, Counting())
+    solve_for_count(make(), 37, Counting())
     assert 1 <= len(calls) <= EXACT_SOLVES
 
 
 def test_impossible_counts_are_refused():
     with pytest.raises(InvalidInputError, match="0 <= k <= 120"):
-        radius_for_count(make(), 121)
+        solve_for_count(make(), 121)
     with pytest.raises(InvalidInputError, match="k = -1"):
-        radius_for_count(make(), -1)
+        solve_for_count(make(), -1)
