@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,6 +58,8 @@ def minorant_bound(
     slack = 1.01 * gamma(d + 4) * (step.abs() @ gram.abs() + step.abs() * minorant + cross.mT.abs())
     g = cross.mT - pa
     live = minorant > 0
+    if bool((g[:, ~live] != 0).any()):  # a weight that is free there would lower the objective without end
+        return -math.inf
     inverse = torch.where(live, 1 / torch.where(live, minorant, 1.0), 0.0)
     shifted = g + minorant * reference
     wobble = slack + 1.01 * gamma(4) * (g.abs() + minorant * reference.abs())

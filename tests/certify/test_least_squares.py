@@ -157,3 +157,17 @@ def test_rounding_is_subtracted():
 
 def test_checker_declares_its_theorem():
     assert LeastSquaresChecker.theorem == "T03"
+
+
+def test_a_target_on_a_dead_input_voids_the_bound():
+    """No data has such statistics; made by hand they leave the objective without a lower end."""
+    weight, inputs = layer(8)
+    inputs[:, 0] = 0.0
+    honest = L0LeastSquares.from_layer(weight, inputs, op.PerRow(3))
+    s = honest.statistics
+    cross = s.cross.clone()
+    cross[0] = 1.0
+    forged = L0LeastSquares(op.Statistics(s.gram, cross, s.energy, s.count, s.reference), honest.pattern)
+    _, evidence = certify(honest, honest.pattern.project(weight))
+    assert recheck(honest, weight, evidence).lower_bound > 0
+    assert recheck(forged, weight, evidence).lower_bound == 0.0
