@@ -20,7 +20,7 @@ _STILL = 1e-4  # relative change below which a proximal step need not grow
 _TRUSTED = 0.05  # relative change below which the residual of a neuron says something about its multiplier
 _NEWTON_STEPS = 40
 _FINEST = 1e-9
-_HOPELESS, _DOUBTFUL = 1e6, 2.0
+_HOPELESS, _DOUBTFUL = 1e6, 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,19 +154,24 @@ def _violated(neurons: _Neurons, exact: Point, mu: Tensor, tolerance: float) -> 
 
 @dataclass(frozen=True)
 class Shortfall:
-    """What a checker will find: the largest relative violation, the objective and its bound in solver units."""
+    """What a checker will find: the largest relative violation, the objective and its bound in solver units.
+
+    `usual` is the objective of one weight of size 1 per neuron, about what it takes to make outputs of the
+    targets' size.
+    """
 
     violation: float
     objective: float
     bound: float
+    usual: float
 
     def within(self, tolerance: float) -> bool:
         """Whether violation and relative gap are small enough to end."""
         return self.violation <= tolerance and abs(self.objective - self.bound) <= tolerance * self.objective
 
     def impossible(self, factor: float) -> bool:
-        """Whether whatever is feasible is far larger than what nearly is."""
-        return self.violation > 1e-6 and self.bound > factor * self.objective
+        """Whether what is feasible is far larger than what nearly is, and than weights of the data's size."""
+        return self.violation > 1e-6 and self.bound > factor * max(self.objective, self.usual)
 
 
 def shortfall(layer: Layer, point: Point) -> Shortfall:
@@ -203,7 +208,8 @@ def shortfall(layer: Layer, point: Point) -> Shortfall:
         violation = torch.maximum(
             violation, (total - layer.radius) / torch.maximum(layer.radius, scale).clamp(min=1e-300)
         )
-    return Shortfall(*torch.stack((violation, objective, bound.clamp(min=0.0))).tolist())
+    usual = layer.size.sum() * layer.inputs.shape[0]  # prices have the number of samples as their median
+    return Shortfall(*torch.stack((violation, objective, bound.clamp(min=0.0), usual)).tolist())
 
 
 def _off_ball(layer: Layer, lam: Tensor, mu: Tensor, tolerance: float) -> Tensor:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from optprune.solvers._net_trim_layer import Layer, ball_multiplier, settle
 
+_TINY, _NOISE = 1e-30, 1e-6
+_LEAST = 0.05
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -122,13 +125,15 @@ class FirstOrder:
         dual_t, dual_s = t - z, s - (relaxed_s - state.dual_s)
         primal, dual = state.primal, state.dual
         if measure:
-            primal = _norm(t - through, s - w, c) / _norm(t, s, c).clamp(min=1e-12)
-            dual = _norm(t - state.t, s - state.s, c) / _norm(dual_t, dual_s, c).clamp(min=1e-12)
+            # Targets have unit mean square: of a neuron that all but vanishes no more is asked than of them.
+            least = _LEAST * t.shape[1] ** 0.5
+            primal = _norm(t - through, s - w, c) / _norm(t, s, c).clamp(min=least)
+            dual = _norm(t - state.t, s - state.s, c) / _norm(dual_t, dual_s, c).clamp(min=_TINY)
         return State(s, t, dual_s, dual_t, state.rho, mu, primal, dual, c)
 
     def rebalance(self, state: State) -> State:
         """A new penalty per neuron from the last measured residuals."""
-        ratio = (state.primal / state.dual.clamp(min=1e-12)).clamp(1e-12, 1e12).sqrt().clamp(0.1, 10.0)
+        ratio = (state.primal.clamp(min=_NOISE) / state.dual.clamp(min=_NOISE)).sqrt().clamp(0.1, 10.0)
         ratio = torch.where((ratio > 1.5) | (ratio < 0.67), ratio, 1.0)
         scale = (1 / ratio)[:, None]
         return State(

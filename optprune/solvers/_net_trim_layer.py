@@ -17,7 +17,7 @@ SMALLEST_MULTIPLIER = 1e-14
 """That of a ball of radius 0."""
 
 _TINY = 1e-30  # a normal number of float32 too
-_ROOT_STEPS = 2
+_ROOT_STEPS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Layer:
         radius: radius of the joint ball `()` in the problem's units, or of the neurons' balls `(out,)` in
             theirs, or None.
         penalty: $\mu$ of each neuron, or None.
-        size: what one unit of a neuron's targets is in the largest neuron's; the $\mu$ of a joint ball is common
-            to all neurons as $\mu_m s_m$.
+        size: what one unit of a neuron's targets is in the largest neuron's; the $\mu$ of a joint ball is
+            common to all neurons as $\mu_m s_m$.
         unit: what one unit of a weight is in the problem's.
         dual_unit: the same for the multipliers.
     """
@@ -122,9 +122,10 @@ def ball_multiplier(layer: Layer, distance: Tensor, rho: Tensor, start: Tensor) 
     r"""The $\mu$ at which the points after `settle` with $\tau = 1/\rho$ lie on the ball, one per neuron.
 
     With distances $\delta_m$ from $y_m$ before, the residual after is $\delta_m w_m$, $w_m = \mu\rho_m/(1 +
-    \mu\rho_m)$. For a ball per neuron $w_m = \varepsilon_m / \delta_m$; for the joint ball $\sum_m
-    (\delta_m w_m)^2 = \varepsilon^2$ is solved by Newton steps in logarithms, where the left side is
-    increasing and concave. Points inside get `FREE`.
+    \mu\rho_m)$. For a ball per neuron $w_m = \varepsilon_m / \delta_m$. For the joint ball the inverse of
+    the norm $(\sum_m (\delta_m w_m)^2)^{1/2}$ is, as a function of $1/\mu$, concave, and linear where the
+    penalties are equal: a few Newton steps find where it is $1/\varepsilon$ (Moré, Sorensen 1983). Points
+    inside get `FREE`.
 
     Args:
         layer: for the form and the radius.
@@ -139,15 +140,16 @@ def ball_multiplier(layer: Layer, distance: Tensor, rho: Tensor, start: Tensor) 
         inside = distance <= layer.radius
         weight = layer.radius / torch.where(inside, 1.0, distance)
         return torch.where(inside, FREE, weight / ((1 - weight).clamp(min=_TINY) * rho)).clamp(max=FREE)
-    log_mu = (start * layer.size).mean().clamp(min=_TINY).log()
-    shift = rho.log() - layer.size.log()
     square = (distance * layer.size).square()
-    wanted = 2 * layer.radius.log()
+    rate = layer.size / rho
+    inverse = 1 / (start * layer.size).amax().clamp(min=_TINY)
+    radius = layer.radius.clamp(min=_TINY)
     for _ in range(_ROOT_STEPS):
-        weight = torch.sigmoid(log_mu + shift)
+        weight = 1 / (1 + inverse * rate)
         terms = square * weight.square()
-        total = terms.sum().clamp(min=_TINY)
-        slope = 2 * (terms * (1 - weight)).sum() / total
-        log_mu = log_mu + ((wanted - total.log()) / slope.clamp(min=1e-6)).clamp(-7.0, 7.0)
-    inside = square.sum().sqrt() <= layer.radius
-    return torch.where(inside, FREE, (log_mu.exp() / layer.size).clamp(SMALLEST_MULTIPLIER, FREE))
+        total = terms.sum()
+        slope = (terms * weight * rate).sum().clamp(min=_TINY)
+        inverse = (inverse + total * (total.sqrt() / radius - 1) / slope).clamp(0.0, 1 / SMALLEST_MULTIPLIER)
+    outside = square.sum().sqrt() > layer.radius
+    mu = (1 / (inverse.clamp(min=_TINY) * layer.size)).clamp(SMALLEST_MULTIPLIER, FREE)
+    return torch.where(outside, mu, FREE)
