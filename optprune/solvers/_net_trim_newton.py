@@ -128,18 +128,11 @@ def _direction(layer: Layer, work: _Rows, support: Tensor, shifted: Tensor, miss
         system = scaled @ chosen.mT
         system.diagonal(dim1=1, dim2=2).add_(1 / work.sigma[part])
         factor, failed = torch.linalg.cholesky_ex(system)
-        weights = solve_factored(factor, scaled @ miss[part, :, None])
+        weights = torch.cholesky_solve(scaled @ miss[part, :, None], factor)
         # Without its second term the direction is still one of ascent.
         weights = torch.where(failed[:, None, None] > 0, 0.0, weights)
         direction[part] = weight[part] * (miss[part] - (weights.mT @ chosen)[:, 0])
     return direction
-
-
-def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
-    """Solve with a batch of Cholesky factors; for few columns triangular solves beat `cholesky_solve` by far."""
-    return torch.linalg.solve_triangular(
-        factor.mT, torch.linalg.solve_triangular(factor, right, upper=False), upper=True
-    )
 
 
 def supports(support: Bool[Tensor, "rows d"], samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
-from optprune.solvers._net_trim_newton import solve_factored, supports
+from optprune.solvers._net_trim_newton import supports
 
 _STIFFNESS = 1e5  # weight of a tight ceiling against an active sample
 _RIDGE = 1e-9  # relative to a column's squared norm
@@ -73,7 +73,7 @@ def piece(
         out = chosen.mT @ x - goal
         for _ in range(_SWEEPS):
             push = torch.where(on.mT, out, torch.where(held.mT, nu + _STIFFNESS * out, 0.0))
-            move = solve_factored(factor, pull - chosen @ push)
+            move = torch.cholesky_solve(pull - chosen @ push, factor)
             x = x + move
             out = chosen.mT @ x - goal
             nu = torch.where(held.mT, nu + _STIFFNESS * out, 0.0)
