@@ -111,6 +111,10 @@ class Layer:
         r"""$X u$ per neuron."""
         return u @ self.columns
 
+    def gather(self, order: Tensor, valid: Tensor) -> Float[Tensor, "part width n"]:
+        r"""The columns `order` of $X$ as rows, zero where not `valid`."""
+        return self.columns[order].mul_(valid[..., None])
+
 
 def settle(z: Tensor, targets: Tensor, active: Tensor, mu: Tensor, tau: Tensor) -> Tensor:
     r"""The proximal map of $\tau h$ at $z$: towards $y$ on $\Omega$, cut at $v$ off it; `mu`, `tau` are columns."""

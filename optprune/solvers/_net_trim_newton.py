@@ -123,7 +123,7 @@ def _direction(layer: Layer, work: _Rows, support: Tensor, shifted: Tensor, miss
     weight = 1 / torch.maximum(slope, soft)
     direction = torch.empty_like(miss)
     for part, order, valid in supports(support, miss.shape[1]):
-        chosen = layer.columns[order].mul_(valid[..., None])
+        chosen = layer.gather(order, valid)
         scaled = chosen * weight[part, None, :]
         system = scaled @ chosen.mT
         system.diagonal(dim1=1, dim2=2).add_(1 / work.sigma[part])

@@ -56,7 +56,7 @@ def piece(
     zero_u, zero_l = torch.zeros_like(centre), torch.zeros_like(targets)
     base, slope, lam_base, lam_slope = zero_u, zero_u.clone(), zero_l, zero_l.clone()
     for part, order, valid in supports(support, targets.shape[1]):
-        chosen = layer.columns[order].mul_(valid[..., None])
+        chosen = layer.gather(order, valid)
         on, held = active[part, None, :], tight[part, None, :]
         system = (chosen * (on + _STIFFNESS * held)) @ chosen.mT
         # Columns have the number of samples as squared norm; padding gets the same on its diagonal.
