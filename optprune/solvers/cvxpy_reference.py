@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,10 +23,23 @@ _TERMINATIONS = {
     "infeasible": Termination.INFEASIBLE,
     "infeasible_inaccurate": Termination.INFEASIBLE,
 }
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "CLARABEL": {},
-    "SCS": {"eps": 1e-7, "max_iters": 20000},
-    "OSQP": {"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iter": 50000, "polishing": True},
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a solver names its tolerances and its limit of steps, and what stands there unless told otherwise."""
+
+    tolerances: tuple[str, ...]
+    steps: str
+    tolerance: float
+    max_steps: int
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+
+_OPTIONS = {
+    "CLARABEL": _Options(("tol_gap_abs", "tol_gap_rel", "tol_feas"), "max_iter", 1e-8, 200),
+    "SCS": _Options(("eps_abs", "eps_rel"), "max_iters", 1e-7, 20000),
+    "OSQP": _Options(("eps_abs", "eps_rel"), "max_iter", 1e-8, 50000, {"polishing": True}),
 }
 
 
@@ -34,16 +48,18 @@ class Cvxpy(Solver[NetTrim]):
     r"""The program of `NetTrim` written down for cvxpy and solved by a general solver.
 
     A joint ball is one program for the whole layer; balls per neuron and the penalised form are one program
-    per neuron. The multipliers are those of the ceilings and, on the active entries, the residual times the
-    multiplier that stationarity asks for.
+    per neuron. The multipliers are those of the ceilings and of the ball's cone; in the penalised form, on the
+    active entries, the residual over the penalty.
 
     Attributes:
         solver: "CLARABEL" (interior point), "SCS" (operator splitting, cones) or "OSQP" (operator
             splitting, the penalised form alone, which is a quadratic program).
         time_limit: seconds per program, or None; a program stopped by it is reported as `STEP_LIMIT`.
+        tolerance: of the solver's own stopping rules, absolute and relative; None is 1e-8, for SCS 1e-7.
+        max_steps: most iterations per program; None is 200 for CLARABEL, 20,000 for SCS, 50,000 for OSQP.
 
     Raises:
-        InvalidInputError: a name that is not one of the three.
+        InvalidInputError: a name that is not one of the three, or a tolerance or a limit that is not positive.
 
     References:
         Goulart, Chen 2024 (Clarabel); O'Donoghue et al. 2016 (SCS); Stellato et al. 2020 (OSQP); Diamond,
@@ -52,6 +68,8 @@ class Cvxpy(Solver[NetTrim]):
 
     solver: str = "CLARABEL"
     time_limit: float | None = None
+    tolerance: float | None = None
+    max_steps: int | None = None
 
     accepts: ClassVar = (NetTrim,)
     summary: ClassVar[str] = "Net-Trim's convex program through cvxpy: the reference, slow"
@@ -60,6 +78,9 @@ class Cvxpy(Solver[NetTrim]):
     def __post_init__(self) -> None:
         if self.solver not in _OPTIONS:
             raise InvalidInputError(f"solver {self.solver!r} given; accepted are {', '.join(_OPTIONS)}")
+        given = (self.time_limit, self.tolerance, self.max_steps)
+        if any(value is not None and not value > 0 for value in given):
+            raise InvalidInputError(f"{self} given; time_limit, tolerance and max_steps are > 0, or None")
 
     def run(self, problem: NetTrim, progress: Progress | None = None) -> Answer:
         """Solve each program of the problem.
@@ -128,7 +149,7 @@ class Cvxpy(Solver[NetTrim]):
             objective = objective + (cp.sum_squares(residual) / (2 * float(problem.penalty)) if on else 0)
         elif problem.radius is not None and residual is not None:
             radius = problem.radius[neurons[0]] if problem.per_neuron else problem.radius
-            constraints.append(cp.norm2(residual) <= float(radius))
+            constraints.append(cp.SOC(cp.Constant(float(radius)), residual))
         program = cp.Problem(cp.Minimize(objective), constraints)
         try:
             program.solve(solver=self.solver, **self._options())
@@ -141,18 +162,18 @@ class Cvxpy(Solver[NetTrim]):
         duals = np.zeros_like(targets)
         for k, constraint in off:
             duals[~active[:, k], k] = np.maximum(constraint.dual_value, 0)
-        missed = np.where(active, x @ u.value.T - targets, 0.0)
         if problem.penalty is not None:
-            scale = 1 / float(problem.penalty)
+            duals += np.where(active, x @ u.value.T - targets, 0.0) / float(problem.penalty)
         elif residual is not None:
-            # The norm's gradient is the residual over its length, times the ball's multiplier.
-            scale = float(constraints[-1].dual_value) / max(np.linalg.norm(missed), 1e-300)
-        else:
-            scale = 0.0
-        return u.value, duals + scale * missed, reason, iterations
+            # Boolean indexing of the transpose goes neuron by neuron, as the residual does.
+            duals.T[active.T] = -constraints[-1].dual_value[1].ravel()
+        return u.value, duals, reason, iterations
 
     def _options(self) -> dict[str, Any]:
-        options = dict(_OPTIONS[self.solver])
+        known = _OPTIONS[self.solver]
+        tolerance = known.tolerance if self.tolerance is None else self.tolerance
+        options = dict.fromkeys(known.tolerances, tolerance) | dict(known.others)
+        options[known.steps] = known.max_steps if self.max_steps is None else self.max_steps
         if self.time_limit is not None:
             options["time_limit_secs" if self.solver == "SCS" else "time_limit"] = self.time_limit
         return options

@@ -19,11 +19,11 @@ def make(**form) -> NetTrim:
 @pytest.mark.parametrize(
     ("solver", "form", "gap"),
     [
-        ("CLARABEL", {"radius": 2.0}, 1e-4),
-        ("CLARABEL", {"radius": torch.ones(3)}, 1e-4),
-        ("CLARABEL", {"penalty": 3.0, "bias": torch.ones(3, dtype=torch.float64)}, 1e-4),
-        ("SCS", {"radius": 2.0}, 1e-4),
-        ("OSQP", {"penalty": 3.0}, 1e-4),
+        ("CLARABEL", {"radius": 2.0}, 1e-7),
+        ("CLARABEL", {"radius": torch.ones(3)}, 1e-7),
+        ("CLARABEL", {"penalty": 3.0, "bias": torch.ones(3, dtype=torch.float64)}, 1e-7),
+        ("SCS", {"radius": 2.0}, 1e-7),
+        ("OSQP", {"penalty": 3.0}, 1e-7),
     ],
 )
 def test_the_multipliers_certify_the_answer(solver, form, gap):
@@ -36,8 +36,22 @@ def test_the_multipliers_certify_the_answer(solver, form, gap):
     assert answer.info["cpu_seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("solver", "form"), [("CLARABEL", {"radius": 2.0}), ("SCS", {"radius": 2.0}), ("OSQP", {"penalty": 3.0})]
+)
+def test_the_tolerance_and_the_limit_of_steps_reach_the_solver(solver, form):
+    problem = make(**form)
+    loose, tight = (Cvxpy(solver, tolerance=tolerance).run(problem) for tolerance in (1e-2, 1e-10))
+    assert loose.steps < tight.steps
+    assert abs(certify(problem, tight.matrix, tight.hint)[0].relative_gap) < 1e-8
+    assert Cvxpy(solver, max_steps=2).run(problem).termination == (Termination.STEP_LIMIT,)
+
+
 def test_what_a_solver_cannot_take_is_refused():
     with pytest.raises(UnsupportedError, match="quadratic programs"):
         Cvxpy("OSQP").run(make(radius=2.0))
     with pytest.raises(InvalidInputError, match="CLARABEL, SCS, OSQP"):
         Cvxpy("MOSEK")
+    for setting in ({"tolerance": 0.0}, {"max_steps": 0}, {"time_limit": -1.0}):
+        with pytest.raises(InvalidInputError, match="> 0, or None"):
+            Cvxpy(**setting)
