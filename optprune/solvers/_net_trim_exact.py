@@ -13,6 +13,7 @@ from optprune.solvers._net_trim_first_order import State
 from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
 from optprune.solvers._net_trim_newton import Point, proximal_step
 from optprune.solvers._net_trim_polish import Piece, ball_on_piece, piece
+from optprune.solvers._net_trim_systems import Systems
 
 _FIRST_STEP = 10.0  # proximal parameters at the start, in units of ADMM's
 _GROWTH, _SHRINK = 4.0, 0.25
@@ -42,7 +43,7 @@ class _Neurons:
     """
 
     def __init__(self, layer: Layer, state: State) -> None:
-        self.layer = layer
+        self.layer, self.systems = layer, Systems(layer)
         self.decoupled = layer.radius is None or layer.per_neuron
         self.point = Point(state.s.clone(), state.lam)
         self.mu = state.mu.clamp(SMALLEST_MULTIPLIER, FREE)
@@ -59,6 +60,7 @@ class _Neurons:
         """The optimum on the pieces, those of `rows` solved anew, and the ball's multiplier there."""
         part = piece(
             self.layer,
+            self.systems,
             rows,
             self.point.u[rows],
             self.mu[rows, None] * self.point.lam[rows],
@@ -94,7 +96,15 @@ class _Neurons:
         """One proximal step for the neurons whose piece is wrong; the number of Newton steps in it."""
         layer, before = self.layer, self.point.u[rows]
         moved, residual, steps = proximal_step(
-            layer, self.point, rows, self.mu[rows], self.sigma[rows], self.tau[rows], tolerance, _NEWTON_STEPS
+            layer,
+            self.systems,
+            self.point,
+            rows,
+            self.mu[rows],
+            self.sigma[rows],
+            self.tau[rows],
+            tolerance,
+            _NEWTON_STEPS,
         )
         change = torch.linalg.vector_norm(moved.u - before, dim=1)
         size = torch.linalg.vector_norm(moved.u, dim=1)

@@ -13,6 +13,7 @@ from optprune.solvers._net_trim_layer import Layer, ball_multiplier, settle
 
 _TINY, _NOISE = 1e-30, 1e-6
 _LEAST = 0.05
+_PENALTY = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class FirstOrder:
         return other
 
     def start(self) -> State:
-        """Everything at zero, the penalties at one."""
+        """Everything at zero, the penalties near where they mostly end."""
         layer = self.layer
         out, samples = layer.targets.shape
         d = layer.inputs.shape[1]
@@ -98,7 +99,7 @@ class FirstOrder:
             zero(out, samples),
             zero(out, d),
             zero(out, samples),
-            ones.clone(),
+            ones * _PENALTY,
             mu,
             ones * torch.inf,
             ones * torch.inf,

@@ -41,7 +41,8 @@ class Layer:
         penalty: $\mu$ of each neuron, or None.
         size: what one unit of a neuron's targets is in the largest neuron's; the $\mu$ of a joint ball is
             common to all neurons as $\mu_m s_m$.
-        unit: what one unit of a weight is in the problem's.
+        live: the inputs that are not dead, the only ones here, among those of the problem.
+        unit: what one unit of a weight is in the problem's, for those.
         dual_unit: the same for the multipliers.
     """
 
@@ -53,6 +54,7 @@ class Layer:
     radius: Float[Tensor, "..."] | None
     penalty: Float[Tensor, " out"] | None
     size: Float[Tensor, " out"]
+    live: Bool[Tensor, " inputs"]
     unit: Float[Tensor, "out d"]
     dual_unit: float
 
@@ -62,15 +64,16 @@ class Layer:
         samples = problem.inputs.shape[0]
         spread = problem.inputs.square().mean(0).sqrt()
         # What is that small is dead, or would leave the range of float32 in the first phase.
-        spread = torch.where(spread > 1e-18 * spread.amax(), spread, 1.0)
+        live = (spread > 1e-18 * spread.amax()) | (spread >= spread.amax())
+        spread = torch.where(spread[live] > 0, spread[live], 1.0)
         targets = problem.targets if problem.ceiling is None else problem.targets + problem.ceiling
         size = targets.square().mean(0).sqrt()
         size = torch.where(size > 0, size, size.amax())
         size = torch.where(size > 0, size, 1.0)
-        price = torch.where(problem.penalised, 1 / spread, 0.0)
+        price = torch.where(problem.penalised[live], 1 / spread, 0.0)
         # The unit of the objective is chosen so that multipliers come out near 1.
-        dual_unit = float(price[price > 0].median()) / samples if bool(problem.penalised.any()) else 1.0
-        inputs = problem.inputs / spread
+        dual_unit = float(price[price > 0].median()) / samples if bool((price > 0).any()) else 1.0
+        inputs = problem.inputs[:, live] / spread
         return cls(
             inputs=inputs,
             columns=inputs.mT.contiguous(),
@@ -80,9 +83,16 @@ class Layer:
             radius=None if problem.radius is None else problem.radius / (size if problem.per_neuron else size.amax()),
             penalty=None if problem.penalty is None else problem.penalty * dual_unit / size,
             size=size / size.amax(),
+            live=live,
             unit=size[:, None] / spread,
             dual_unit=dual_unit,
         )
+
+    def matrix(self, u: Float[Tensor, "out d"]) -> Float[Tensor, "out inputs"]:
+        """Weights in the problem's units, 0 at dead inputs."""
+        whole = u.new_zeros(len(u), len(self.live))
+        whole[:, self.live] = u * self.unit
+        return whole
 
     def to(self, dtype: torch.dtype) -> Layer:
         """The same problem in another precision."""
@@ -114,6 +124,10 @@ class Layer:
     def gather(self, order: Tensor, valid: Tensor) -> Float[Tensor, "part width n"]:
         r"""The columns `order` of $X$ as rows, zero where not `valid`."""
         return self.columns[order].mul_(valid[..., None])
+
+    def gather_at(self, order: Tensor, samples: Tensor) -> Float[Tensor, "part width depth"]:
+        r"""The entries of $X$ in the columns `order` and the rows `samples`."""
+        return self.columns[order[:, :, None], samples[:, None, :]]
 
 
 def settle(z: Tensor, targets: Tensor, active: Tensor, mu: Tensor, tau: Tensor) -> Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from optprune.solvers._net_trim_layer import Layer, settle
-
-CHUNK = 1 << 22
-"""Most entries of gathered inputs held at once."""
+from optprune.solvers._net_trim_systems import Systems, chunks
 
 _SEARCH_STEPS = 40
 _ENOUGH = 0.2
@@ -32,6 +29,7 @@ class _Rows:
     """What one proximal step needs of the neurons still in it, which come first in every tensor."""
 
     index: Tensor
+    rows: Tensor
     targets: Tensor
     active: Tensor
     mu: Tensor
@@ -48,6 +46,7 @@ class _Rows:
 
 def proximal_step(
     layer: Layer,
+    systems: Systems,
     point: Point,
     rows: Int[Tensor, " rows"],
     mu: Float[Tensor, " rows"],
@@ -78,6 +77,7 @@ def proximal_step(
     start = point.u[rows]
     work = _Rows(
         index=torch.arange(len(rows), device=rows.device),
+        rows=rows,
         targets=layer.targets[rows],
         active=layer.active[rows],
         mu=mu[:, None],
@@ -102,7 +102,7 @@ def proximal_step(
             break
         if len(going) < len(norm):
             work, moved, shifted, miss, norm = work.keep(going), moved[going], shifted[going], miss[going], norm[going]
-        direction = _direction(layer, work, moved != 0, shifted, miss, norm)
+        direction = _direction(layer, systems, work, moved != 0, shifted, miss, norm)
         change = layer.correlate(direction)
         length = _line_search(layer, work, shifted, miss, direction, change)
         work = replace(work, lam=work.lam + length * direction, correlation=work.correlation + length * change)
@@ -110,43 +110,36 @@ def proximal_step(
     return Point(u, lam), residual, steps
 
 
-def _direction(layer: Layer, work: _Rows, support: Tensor, shifted: Tensor, miss: Tensor, norm: Tensor) -> Tensor:
+def _direction(
+    layer: Layer, systems: Systems, work: _Rows, support: Tensor, shifted: Tensor, miss: Tensor, norm: Tensor
+) -> Tensor:
     r"""$(E + \sigma X_S X_S^\top)^{-1} r$ by Woodbury, with $E$ the derivative of $t(\lambda)$.
 
     $E$ is zero where the ceiling holds; there a small number takes its place that shrinks with the residual
     (Levenberg).
     """
-    rows = layer.inputs.shape[1]
-    soft = work.sigma * rows * (_SOFTEST * norm[:, None]).clamp(_STIFFEST, _SOFTEST)
-    slope = torch.where(work.active, work.tau * work.mu / (work.mu + work.tau), work.tau)
-    slope = torch.where(~work.active & (shifted >= work.targets), soft, slope)
-    weight = 1 / torch.maximum(slope, soft)
-    direction = torch.empty_like(miss)
-    for part, order, valid in supports(support, miss.shape[1]):
-        chosen = layer.gather(order, valid)
-        scaled = chosen * weight[part, None, :]
-        system = scaled @ chosen.mT
+    soft = work.sigma * layer.inputs.shape[0] * (_SOFTEST * norm[:, None]).clamp(_STIFFEST, _SOFTEST)
+    tight = ~work.active & (shifted >= work.targets)
+    on = 1 / torch.maximum(work.tau * work.mu / (work.mu + work.tau), soft)
+    rest, held = 1 / torch.maximum(work.tau, soft), 1 / soft
+    weight = torch.where(work.active, on, torch.where(tight, held, rest))
+    right = layer.correlate(weight * miss)
+    weights = torch.zeros_like(right)
+    systems.prepare(work.rows, support)
+    entries = 3 * int(support.sum(1).max()) + int(tight.sum(1).max())
+    for part, order, valid in chunks(support, entries):
+        first = rest[part, :, None]
+        system = systems.active(work.rows[part], order, valid).mul_(on[part, :, None] - first)
+        system.addcmul_(systems.shared(order, valid), first)
+        chosen, _, _ = systems.tight(order, valid, tight[part])
+        system.baddbmm_(chosen * (held[part, :, None] - first), chosen.mT)
         system.diagonal(dim1=1, dim2=2).add_(1 / work.sigma[part])
         factor, failed = torch.linalg.cholesky_ex(system)
-        weights = torch.cholesky_solve(scaled @ miss[part, :, None], factor)
+        solved = torch.cholesky_solve(right[part].gather(1, order)[..., None], factor)[..., 0]
         # Without its second term the direction is still one of ascent.
-        weights = torch.where(failed[:, None, None] > 0, 0.0, weights)
-        direction[part] = weight[part] * (miss[part] - (weights.mT @ chosen)[:, 0])
-    return direction
-
-
-def supports(support: Bool[Tensor, "rows d"], samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of neurons of similar support: their rows, the columns of each (padded), and which of these count."""
-    count = support.sum(1)
-    by_size = torch.argsort(count, descending=True)
-    sizes = count[by_size].tolist()
-    start = 0
-    while start < len(sizes):
-        width = max(sizes[start], 1)
-        part = by_size[start : start + max(CHUNK // (8 * width * samples), 1)]
-        order = torch.argsort(support[part].to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
-        yield part, order, support[part].gather(1, order)
-        start += len(part)
+        solved = torch.where(valid & (failed == 0)[:, None], solved, 0.0)
+        weights[part] = weights[part].scatter_add(1, order, solved)
+    return weight * (miss - layer.forward(weights))
 
 
 def _line_search(layer: Layer, work: _Rows, shifted: Tensor, miss: Tensor, direction: Tensor, change: Tensor) -> Tensor:

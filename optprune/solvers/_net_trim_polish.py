@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
-from optprune.solvers._net_trim_newton import supports
+from optprune.solvers._net_trim_systems import Systems, chunks
 
 _STIFFNESS = 1e5  # weight of a tight ceiling against an active sample
 _RIDGE = 1e-9  # relative to a column's squared norm
 _SWEEPS = 12
 _ROUNDING = 1e-13
-_SETTLED = 1e-14
+_SETTLED, _ACCURATE = 1e-12, 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,7 @@ class Piece:
 
 def piece(
     layer: Layer,
+    systems: Systems,
     rows: Tensor,
     centre: Float[Tensor, "rows d"],
     force: Float[Tensor, "rows n"],
@@ -52,42 +53,72 @@ def piece(
     a slight ridge, centred at the last iterate and therefore without effect on what it converges to, bears
     dependent columns.
     """
-    targets, active = layer.targets[rows], layer.active[rows]
-    zero_u, zero_l = torch.zeros_like(centre), torch.zeros_like(targets)
+    systems.prepare(rows, support)
+    zero_u, zero_l = torch.zeros_like(centre), torch.zeros_like(force)
     base, slope, lam_base, lam_slope = zero_u, zero_u.clone(), zero_l, zero_l.clone()
-    for part, order, valid in supports(support, targets.shape[1]):
-        chosen = layer.gather(order, valid)
-        on, held = active[part, None, :], tight[part, None, :]
-        system = (chosen * (on + _STIFFNESS * held)) @ chosen.mT
+    samples = force.shape[1]
+    for part, order, valid in chunks(support, 3 * int(support.sum(1).max()), 12 * samples):
+        on, goal = layer.active[rows[part]], layer.targets[rows[part]]
+        chosen, held, counts = systems.tight(order, valid, tight[part])
+        small = _Small.of(systems.active(rows[part], order, valid), chosen, valid, samples)
+        # Two right-hand sides, the constant part and the part in mu.
+        goal = torch.stack((goal, torch.zeros_like(goal)))
+        pull = torch.stack((zero_u[part], -layer.price * signs[part]))
+        x = torch.stack((torch.where(support[part], centre[part], 0.0), zero_u[part]))
+        nu = torch.stack((force[part].gather(1, held) * counts, torch.zeros_like(held, dtype=force.dtype)), -1)
+        wide_order, wide_held = order.expand(2, -1, -1), held.expand(2, -1, -1)
+        for _ in range(_SWEEPS):
+            out = layer.forward(x) - goal
+            short = (pull - layer.correlate(torch.where(on, out, 0.0))).gather(2, wide_order) * valid
+            above = (out.gather(2, wide_held) * counts).movedim(0, -1)
+            move, press = small.correction(short.movedim(0, -1) - chosen @ nu, above)
+            nu = nu + press
+            x = x.scatter_add(2, wide_order, move.movedim(-1, 0))
+            if bool((move.abs().amax((1, 2)) <= _SETTLED * x.abs().amax((0, 2))).all()):
+                break
+        out = torch.where(on, layer.forward(x) - goal, 0.0)
+        # Rounding is no residual: where mu is tiny it would be divided by it.
+        attained = torch.linalg.vector_norm(out, dim=2, keepdim=True)
+        size = torch.linalg.vector_norm(torch.where(on, goal, 0.0), dim=2, keepdim=True)
+        out = torch.where(attained <= _ROUNDING * size, 0.0, out)
+        out = out.scatter_add(2, wide_held, (nu * counts[..., None]).movedim(-1, 0))
+        base[part], slope[part] = x[0], x[1]
+        lam_base[part], lam_slope[part] = out[0], out[1]
+    return Piece(base, slope, lam_base, lam_slope)
+
+
+@dataclass(frozen=True, eq=False)
+class _Small:
+    r"""$\begin{pmatrix} A & C \\ C^\top & 0 \end{pmatrix}$ with $A = X_{\Omega S}^\top X_{\Omega S}$ and $C =
+    X_{JS}^\top$, by the method of multipliers on the factor of $A + K C C^\top + \text{ridge}$.
+    """
+
+    own: Tensor
+    chosen: Tensor
+    valid: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, own: Tensor, chosen: Tensor, valid: Tensor, samples: int) -> _Small:
+        system = torch.baddbmm(own, chosen * _STIFFNESS, chosen.mT)
         # Columns have the number of samples as squared norm; padding gets the same on its diagonal.
-        system.diagonal(dim1=1, dim2=2).add_((_RIDGE + (~valid).double()) * chosen.shape[2])
+        system.diagonal(dim1=1, dim2=2).add_((_RIDGE + (~valid).double()) * samples)
         factor, failed = torch.linalg.cholesky_ex(system)
         # A failed piece is found wrong by its optimality conditions; it must only stay finite.
-        harmless = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device) * _STIFFNESS * chosen.shape[2]
-        factor = torch.where(failed[:, None, None] > 0, harmless, factor)
-        price = layer.price[order] * signs[part].gather(1, order)
-        x = torch.stack((centre[part].gather(1, order) * valid, torch.zeros_like(price)), -1)
-        nu = torch.stack((torch.where(tight[part], force[part], 0.0), torch.zeros_like(targets[part])), -1)
-        goal = torch.stack((targets[part], torch.zeros_like(targets[part])), -1)
-        pull = torch.stack((torch.zeros_like(price), -price * valid), -1)
-        out = chosen.mT @ x - goal
+        harmless = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device) * _STIFFNESS * samples
+        return cls(own, chosen, valid, torch.where(failed[:, None, None] > 0, harmless, factor))
+
+    def correction(self, short: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+        """What to add to weights and multipliers where `short` is missing and `above` is too much."""
+        move, press = torch.zeros_like(short), torch.zeros_like(above)
         for _ in range(_SWEEPS):
-            push = torch.where(on.mT, out, torch.where(held.mT, nu + _STIFFNESS * out, 0.0))
-            move = torch.cholesky_solve(pull - chosen @ push, factor)
-            x = x + move
-            out = chosen.mT @ x - goal
-            nu = torch.where(held.mT, nu + _STIFFNESS * out, 0.0)
-            if bool((move.abs().amax((1, 2)) <= _SETTLED * x.abs().amax((1, 2))).all()):
+            trial = press + _STIFFNESS * (above + self.chosen.mT @ move)
+            step = torch.cholesky_solve(short - self.own @ move - self.chosen @ trial, self.factor)
+            move = move + step * self.valid[..., None]
+            press = press + _STIFFNESS * (above + self.chosen.mT @ move)
+            if bool((step.abs().amax((1, 2)) <= _ACCURATE * move.abs().amax((1, 2))).all()):
                 break
-        out = torch.where(on.mT, out, nu)
-        # Rounding is no residual: where mu is tiny it would be divided by it.
-        attained = torch.linalg.vector_norm(torch.where(on.mT, out, 0.0), dim=1, keepdim=True)
-        size = torch.linalg.vector_norm(torch.where(on.mT, goal, 0.0), dim=1, keepdim=True)
-        out = torch.where(on.mT & (attained <= _ROUNDING * size), 0.0, out)
-        base[part] = base[part].scatter(1, order, x[..., 0] * valid)
-        slope[part] = slope[part].scatter(1, order, x[..., 1] * valid)
-        lam_base[part], lam_slope[part] = out[..., 0], out[..., 1]
-    return Piece(base, slope, lam_base, lam_slope)
+        return move, press
 
 
 def ball_on_piece(layer: Layer, base: Tensor, slope: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class NetTrimADMM(Solver[NetTrim]):
 
     max_steps: int = 1000
     check_every: int = 10
-    handover: float = 3e-4
+    handover: float = 1e-4
     tolerance: float = 1e-9
     max_rounds: int = 60
     relaxation: float = 1.6
@@ -99,7 +99,7 @@ class NetTrimADMM(Solver[NetTrim]):
         state, steps = self._approach(method, state, progress)
         result = finish(layer, state.to(torch.float64), self.tolerance, self.max_rounds)
         answer = Answer(
-            result.u * layer.unit,
+            layer.matrix(result.u),
             (result.termination,),
             steps,
             {"multipliers": (result.lam * layer.dual_unit).mT.contiguous()},

@@ -62,7 +62,7 @@ def solve_for_count(
     state = method.start()
     while search.open(LOOSE_SOLVES):
         state = _run(method.with_radius(search.trial * whole), state)
-        search.record(int(((state.s != 0) & problem.penalised).sum()))
+        search.record(int(((state.s != 0) & (method.exact.price > 0)).sum()))
     search = _Bracket(k, math.log(search.enough or search.trial), top)
     best: tuple[float, Answer] | None = None
     while search.open(EXACT_SOLVES):
