@@ -52,6 +52,6 @@ def test_what_a_solver_cannot_take_is_refused():
         Cvxpy("OSQP").run(make(radius=2.0))
     with pytest.raises(InvalidInputError, match="CLARABEL, SCS, OSQP"):
         Cvxpy("MOSEK")
-    for setting in ({"tolerance": 0.0}, {"max_steps": 0}, {"time_limit": -1.0}):
+    for wrong in (lambda: Cvxpy(tolerance=0.0), lambda: Cvxpy(max_steps=0), lambda: Cvxpy(time_limit=-1.0)):
         with pytest.raises(InvalidInputError, match="> 0, or None"):
-            Cvxpy(**setting)
+            wrong()
