@@ -67,6 +67,7 @@ def piece(
         x = torch.stack((torch.where(support[part], centre[part], 0.0), zero_u[part]))
         nu = torch.stack((force[part].gather(1, held) * counts, torch.zeros_like(held, dtype=force.dtype)), -1)
         wide_order, wide_held = order.expand(2, -1, -1), held.expand(2, -1, -1)
+        last = torch.full((len(part),), torch.inf, dtype=x.dtype, device=x.device)
         for _ in range(_SWEEPS):
             out = layer.forward(x) - goal
             short = (pull - layer.correlate(torch.where(on, out, 0.0))).gather(2, wide_order) * valid
@@ -74,8 +75,10 @@ def piece(
             move, press = small.correction(short.movedim(0, -1) - chosen @ nu, above)
             nu = nu + press
             x = x.scatter_add(2, wide_order, move.movedim(-1, 0))
-            if bool((move.abs().amax((1, 2)) <= _SETTLED * x.abs().amax((0, 2))).all()):
+            length = move.abs().amax((1, 2))
+            if _ended(length, last, _SETTLED * x.abs().amax((0, 2))):
                 break
+            last = length
         out = torch.where(on, layer.forward(x) - goal, 0.0)
         # Rounding is no residual: where mu is tiny it would be divided by it.
         attained = torch.linalg.vector_norm(out, dim=2, keepdim=True)
@@ -111,14 +114,22 @@ class _Small:
     def correction(self, short: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
         """What to add to weights and multipliers where `short` is missing and `above` is too much."""
         move, press = torch.zeros_like(short), torch.zeros_like(above)
+        last = torch.full_like(move[:, 0, 0], torch.inf)
         for _ in range(_SWEEPS):
             trial = press + _STIFFNESS * (above + self.chosen.mT @ move)
             step = torch.cholesky_solve(short - self.own @ move - self.chosen @ trial, self.factor)
             move = move + step * self.valid[..., None]
             press = press + _STIFFNESS * (above + self.chosen.mT @ move)
-            if bool((step.abs().amax((1, 2)) <= _ACCURATE * move.abs().amax((1, 2))).all()):
+            length = step.abs().amax((1, 2))
+            if _ended(length, last, _ACCURATE * move.abs().amax((1, 2))):
                 break
+            last = length
         return move, press
+
+
+def _ended(length: Tensor, last: Tensor, small: Tensor) -> bool:
+    """Whether every neuron's step is small, or has stopped shrinking: rounding, or a system that bears no more."""
+    return bool(((length <= small) | ~(length < 0.5 * last)).all())
 
 
 def ball_on_piece(layer: Layer, base: Tensor, slope: Tensor) -> Tensor:
