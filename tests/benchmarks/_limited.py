@@ -22,11 +22,13 @@ from optprune.solvers import Solver
 PATIENCE = 4
 """Wall time that a process is given, in multiples of its CPU time: on a busy machine it waits."""
 
+TIME_LIMIT = "time limit"
+
 
 def solve_limited(
     problem: NetTrim, solver: Solver, seconds: float, memory: float
 ) -> tuple[Answer | None, float, str | None]:
-    """The answer, its CPU seconds, and None; or None, the limit, and what ended the process.
+    """The answer, its CPU seconds, and None; or None, the CPU seconds of the process, and what ended it.
 
     The solver is loaded by a tiny problem first, so that no import is measured.
 
@@ -40,6 +42,7 @@ def solve_limited(
     here, there = context.Pipe(duplex=False)
     arrays = {name: tensor.numpy() for name, tensor in problem.tensors().items()}
     process = context.Process(target=_child, args=(there, arrays, solver, seconds, memory), daemon=True)
+    before = _spent_by_children()
     process.start()
     there.close()
     found: Mapping[str, Any] | None = None
@@ -53,14 +56,18 @@ def solve_limited(
     if process.is_alive():
         process.kill()
     process.join()
-    if found is None:
-        return None, seconds, _reason(process.exitcode, memory)
-    if "failed" in found:
-        return None, seconds, found["failed"]
+    if found is None or "failed" in found:
+        reason = _reason(process.exitcode, memory) if found is None else found["failed"]
+        return None, _spent_by_children() - before, reason
     hint = {name: torch.as_tensor(array) for name, array in found["hint"].items()}
     reason = Termination(found["termination"])
     answer = Answer(torch.as_tensor(found["matrix"]), (reason,), found["steps"], hint, found["info"])
     return answer, found["seconds"], None
+
+
+def _spent_by_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _child(pipe: Connection, arrays: Mapping[str, Any], solver: Solver, seconds: float, memory: float) -> None:
@@ -105,7 +112,7 @@ def _tiny(problem: NetTrim) -> NetTrim:
 
 def _reason(code: int | None, memory: float) -> str:
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return "time limit"
+        return TIME_LIMIT
     if code in (-signal.SIGABRT, -signal.SIGSEGV):
         # What compiled code does when an allocation fails.
         return f"{_out_of_memory(memory)}, {signal.Signals(-code).name}"
