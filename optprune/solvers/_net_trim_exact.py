@@ -51,7 +51,7 @@ class _Neurons:
         self.tau = _FIRST_STEP / state.rho
         self.growth = torch.full_like(self.mu, _GROWTH)
         self.support, self.signs = state.s != 0, state.s.sign()
-        self.tight = ~layer.active & (state.t >= layer.targets) & (self.point.lam > 0)
+        self.tight = ~layer.active & (self.point.lam > 0)
         self.settled = torch.zeros_like(self.mu, dtype=torch.bool)
         self.trusted = ~self.settled
         self.pieces: Piece | None = None

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from optprune.solvers._net_trim_layer import Layer, ball_multiplier, settle
+from optprune.solvers._net_trim_layer import Layer, ball_multiplier
 
 _TINY, _NOISE = 1e-30, 1e-6
 _LEAST = 0.05
@@ -18,15 +18,15 @@ _PENALTY = 60.0
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Splitting $t = Xw$, $s = w$ with scaled duals; neurons first.
+    """Splitting $t = Xw$, $s = w$ with scaled multipliers; neurons first.
 
     Plain tensors: a state is made at every step, and checking its shapes would cost more than the step.
 
     Attributes:
         s: `(out, d)`.
         t: `(out, n)`.
-        dual_s: of $s = w$ `(out, d)`.
-        dual_t: of $t = Xw$ `(out, n)`.
+        pull: multipliers of $s = w$ over the penalty `(out, d)`.
+        press: those of $t = Xw$ `(out, n)`.
         rho: penalty `(out,)`.
         mu: the ball's multiplier `(out,)`.
         primal: relative primal residual when last measured `(out,)`.
@@ -36,8 +36,8 @@ class State:
 
     s: Tensor
     t: Tensor
-    dual_s: Tensor
-    dual_t: Tensor
+    pull: Tensor
+    press: Tensor
     rho: Tensor
     mu: Tensor
     primal: Tensor
@@ -52,7 +52,7 @@ class State:
     @property
     def lam(self) -> Float[Tensor, "out n"]:
         r"""The multipliers of $t = Xw$, unscaled."""
-        return self.dual_t * -self.rho[:, None]
+        return self.press * self.rho[:, None]
 
 
 class FirstOrder:
@@ -61,7 +61,7 @@ class FirstOrder:
 
     The linear step solves with $X^\top X + cI$ whatever the penalty $\rho$ is, so that every neuron can
     have its own and change it; with fewer samples than inputs the system is solved on the samples' side
-    (Woodbury). $\rho$ balances the relative residuals, the scaled duals are rescaled with it.
+    (Woodbury). $\rho$ balances the relative residuals, the scaled multipliers are rescaled with it.
 
     All of it is in float32, whose rounding is far below the residual at which this phase ends.
 
@@ -77,6 +77,7 @@ class FirstOrder:
         self.narrow = samples < d
         gram = layer.inputs @ layer.columns if self.narrow else layer.columns @ layer.inputs
         gram.diagonal().add_(self.weight)
+        self._mask = self.layer.active.to(torch.float32)
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(torch.float32)
 
     def with_radius(self, radius: Float[Tensor, "..."]) -> FirstOrder:
@@ -112,25 +113,31 @@ class FirstOrder:
         return (right - self.layer.correlate(self.layer.forward(right) @ self.inverse)) / self.weight
 
     def step(self, state: State, measure: bool = False) -> State:
-        """One over-relaxed step; with `measure` its relative residuals are taken, without they are carried on."""
+        """One over-relaxed step; with `measure` its relative residuals are taken, without they are carried on.
+
+        Neurons x samples are many numbers: what is made here is changed in place.
+        """
         layer, c = self.layer, self.weight
-        w = self._linear(layer.correlate(state.t + state.dual_t).add_(state.s + state.dual_s, alpha=c))
+        w = self._linear(layer.correlate(state.t - state.press).add_(state.s - state.pull, alpha=c))
         through = layer.forward(w)
-        relaxed_t = torch.lerp(state.t, through, self.relaxation)
-        relaxed_s = torch.lerp(state.s, w, self.relaxation)
-        z = relaxed_t - state.dual_t
-        distance = torch.linalg.vector_norm(torch.where(layer.active, z - layer.targets, 0.0), dim=1)
-        mu = ball_multiplier(layer, distance, state.rho, state.mu)
-        t = settle(z, layer.targets, layer.active, mu[:, None], 1 / state.rho[:, None])
-        s = layer.soften(relaxed_s - state.dual_s, 1 / (state.rho[:, None] * c))
-        dual_t, dual_s = t - z, s - (relaxed_s - state.dual_s)
+        above = torch.lerp(state.t, through, self.relaxation).add_(state.press).sub_(layer.targets)
+        on = above * self._mask
+        mu = ball_multiplier(layer, torch.linalg.vector_norm(on, dim=1), state.rho, state.mu)
+        t = above + layer.targets
+        # On active samples a share of the way back to the target, off them all that is above the ceiling.
+        press = above.sub_(on).clamp_(min=0).addcmul_(on, 1 / (1 + mu * state.rho)[:, None])
+        t.sub_(press)
+        ahead = torch.lerp(state.s, w, self.relaxation).add_(state.pull)
+        threshold = layer.price / (state.rho[:, None] * c)
+        pull = ahead.clamp(-threshold, threshold)
+        s = ahead.sub_(pull)
         primal, dual = state.primal, state.dual
         if measure:
             # Targets have unit mean square: of a neuron that all but vanishes no more is asked than of them.
             least = _LEAST * t.shape[1] ** 0.5
             primal = _norm(t - through, s - w, c) / _norm(t, s, c).clamp(min=least)
-            dual = _norm(t - state.t, s - state.s, c) / _norm(dual_t, dual_s, c).clamp(min=_TINY)
-        return State(s, t, dual_s, dual_t, state.rho, mu, primal, dual, c)
+            dual = _norm(t - state.t, s - state.s, c) / _norm(press, pull, c).clamp(min=_TINY)
+        return State(s, t, pull, press, state.rho, mu, primal, dual, c)
 
     def rebalance(self, state: State) -> State:
         """A new penalty per neuron from the last measured residuals."""
@@ -140,8 +147,8 @@ class FirstOrder:
         return State(
             state.s,
             state.t,
-            state.dual_s * scale,
-            state.dual_t * scale,
+            state.pull * scale,
+            state.press * scale,
             state.rho * ratio,
             state.mu,
             state.primal,

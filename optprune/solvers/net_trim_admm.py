@@ -61,7 +61,7 @@ class NetTrimADMM(Solver[NetTrim]):
 
     max_steps: int = 1000
     check_every: int = 10
-    handover: float = 1e-4
+    handover: float = 2e-4
     tolerance: float = 1e-9
     max_rounds: int = 60
     relaxation: float = 1.6
