@@ -1,10 +1,10 @@
 """How the time of our Net-Trim solver grows with samples, inputs and neurons.
 
-    python tests/benchmarks/bench_nettrim_scaling.py [--out FILE] [--plot FILE] [--repeats 5] [--form joint]
+    python tests/benchmarks/bench_nettrim_scaling.py [--out FILE] [--plot FILE] [--repeats 3] [--form neuron]
 
 One size at a time around a base of 500 samples, 100 inputs and 50 neurons, on synthetic ReLU layers: nonnegative
-inputs of slowly decaying spectrum, a tenth of the weights strong and the others weak, a ball for the whole layer, or
-one per neuron, of a tenth of the outputs' norm. CPU seconds of one thread, the median over layers drawn with different
+inputs of slowly decaying spectrum, a tenth of the weights strong and the others weak, a ball per neuron, or
+one for the whole layer, of a tenth of the outputs' norm. CPU seconds of one thread, the median over layers drawn with different
 seeds, the certified gaps and the slopes of the least-squares lines through the logarithms; a JSON file and a plot with
 logarithmic axes.
 
@@ -134,8 +134,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench_nettrim_scaling.json"))
     parser.add_argument("--plot", type=Path, default=Path("bench_nettrim_scaling.png"))
-    parser.add_argument("--repeats", type=int, default=5, help="layers per size")
-    parser.add_argument("--form", choices=("joint", "neuron"), default="joint", help="one ball, or one per neuron")
+    parser.add_argument("--repeats", type=int, default=3, help="layers per size")
+    parser.add_argument("--form", choices=("joint", "neuron"), default="neuron", help="one ball, or one per neuron")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     measure(problem(20, 5, 3, 0, asked.form))  # what is loaded at the first solve is not measured
