@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_nettrim_scaling.py [--out FILE] [--plot FILE] [--repeats 3] [--form neuron]
 
 One size at a time around a base of 500 samples, 100 inputs and 50 neurons, on synthetic ReLU layers: nonnegative
-inputs of slowly decaying spectrum, a tenth of the weights strong and the others weak, a ball per neuron, or
-one for the whole layer, of a tenth of the outputs' norm. CPU seconds of one thread, the median over layers drawn with different
+inputs of slowly decaying spectrum, a tenth of the weights strong and the others weak, a ball per neuron, or one for
+the whole layer, of a tenth of the outputs' norm. CPU seconds of one thread, the median over layers drawn with different
 seeds, the certified gaps and the slopes of the least-squares lines through the logarithms; a JSON file and a plot with
 logarithmic axes.
 
