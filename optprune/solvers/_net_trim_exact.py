@@ -17,7 +17,6 @@ from optprune.solvers._net_trim_systems import Systems
 
 _FIRST_STEP = 10.0  # proximal parameters at the start, in units of ADMM's
 _GROWTH, _SHRINK = 4.0, 0.25
-_STILL = 1e-4  # relative change below which a proximal step need not grow
 _TRUSTED = 0.05  # relative change below which the residual of a neuron says something about its multiplier
 _NEWTON_STEPS = 40
 _FINEST = 1e-9
@@ -113,7 +112,7 @@ class _Neurons:
         self.point.u[rows], self.point.lam[rows] = moved.u, moved.lam
         # A step too long to solve is shortened, and that neuron's steps grow more slowly from then on.
         self.growth[rows] = torch.where(solved, self.growth[rows], self.growth[rows].sqrt().clamp(min=1.2))
-        factor = torch.where(solved, torch.where(change > _STILL * size, self.growth[rows], 1.0), _SHRINK)
+        factor = torch.where(solved, self.growth[rows], _SHRINK)
         self.sigma[rows] *= factor
         self.tau[rows] *= factor
         sigma, tau = self.sigma[rows, None], self.tau[rows, None]

@@ -84,6 +84,8 @@ def piece(
         attained = torch.linalg.vector_norm(out, dim=2, keepdim=True)
         size = torch.linalg.vector_norm(torch.where(on, goal, 0.0), dim=2, keepdim=True)
         out = torch.where(attained <= _ROUNDING * size, 0.0, out)
+        # Without a support no equation asks for the multipliers of the ceilings: they stay.
+        out[0] += torch.where(tight[part] & ~valid.any(1, keepdim=True), force[part], 0.0)
         out = out.scatter_add(2, wide_held, (nu * counts[..., None]).movedim(-1, 0))
         base[part], slope[part] = x[0], x[1]
         lam_base[part], lam_slope[part] = out[0], out[1]

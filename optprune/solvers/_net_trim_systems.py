@@ -120,6 +120,6 @@ class Systems:
     def tight(
         self, order: Tensor, valid: Tensor, tight: Bool[Tensor, "part n"]
     ) -> tuple[Float[Tensor, "part width tight"], Int[Tensor, "part tight"], Bool[Tensor, "part tight"]]:
-        r"""$X_{JS}^\top$, zero in the padding of both; $J$, padded; and which of it count."""
-        samples, counts = packed(tight)
+        r"""$X_{JS}^\top$, zero in the padding of both; $J$, padded; and which of it count: none without a support."""
+        samples, counts = packed(tight & valid.any(1, keepdim=True))
         return self.layer.gather_at(order, samples).mul_(valid[:, :, None] & counts[:, None, :]), samples, counts

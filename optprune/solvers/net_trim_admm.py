@@ -63,7 +63,7 @@ class NetTrimADMM(Solver[NetTrim]):
     check_every: int = 10
     handover: float = 2e-4
     tolerance: float = 1e-9
-    max_rounds: int = 60
+    max_rounds: int = 120
     relaxation: float = 1.6
 
     accepts: ClassVar = (NetTrim,)
