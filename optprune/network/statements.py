@@ -98,20 +98,12 @@ def solve_to_count(
 ) -> tuple[list[NetTrim], list[Solution]]:
     """Net-Trim at the radius that keeps at most the pattern's count, group by group.
 
-    Behind a pruned prefix the radius starts at what the dense weight leaves there; where that already takes fewer
-    weights, it stays.
+    Behind a pruned prefix the radius is at least what the dense weight leaves there.
     """
     found: list[NetTrim] = []
     solutions: list[Solution] = []
     for problem, part in zip(problems, target.split(adapter.groups, adapter.shape), strict=True):
         count = part.count((adapter.shape[0] // adapter.groups, adapter.shape[1]))
-        if problem.ceiling is not None:
-            # Behind a pruned prefix a smaller ball than this one may hold nothing at all.
-            least = solve(problem, solver, certified=certified)
-            if least.termination.ok and int((least.weight != 0).sum()) <= count:
-                found.append(problem)
-                solutions.append(least)
-                continue
         at_radius, solution = _for_count(problem, count, solver, certified)
         found.append(at_radius)
         solutions.append(solution)

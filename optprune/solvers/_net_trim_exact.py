@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optprune.solution import Termination
 from optprune.solvers._net_trim_first_order import State
+from optprune.solvers._net_trim_interior import interior
 from optprune.solvers._net_trim_layer import FREE, SMALLEST_MULTIPLIER, Layer
 from optprune.solvers._net_trim_newton import Point, proximal_step
 from optprune.solvers._net_trim_polish import Piece, ball_on_piece, piece
@@ -17,10 +18,11 @@ from optprune.solvers._net_trim_systems import Systems
 
 _FIRST_STEP = 10.0  # proximal parameters at the start, in units of ADMM's
 _GROWTH, _SHRINK = 4.0, 0.25
-_TRUSTED = 0.05  # relative change below which the residual of a neuron says something about its multiplier
+_TRUSTED = 0.05  # relative pull of the proximal terms below which a residual says something about the multiplier
 _NEWTON_STEPS = 40
 _FINEST = 1e-9
 _HOPELESS, _DOUBTFUL = 1e6, 10.0
+_NEVER = -(1 << 40)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class _Neurons:
         self.tight = ~layer.active & (self.point.lam > 0)
         self.settled = torch.zeros_like(self.mu, dtype=torch.bool)
         self.trusted = ~self.settled
+        self.spent = torch.zeros_like(self.mu, dtype=torch.int64)
         self.pieces: Piece | None = None
 
     def solve_pieces(self, rows: Int[Tensor, " rows"]) -> tuple[Point, Float[Tensor, " out"]]:
@@ -87,12 +90,44 @@ class _Neurons:
         mu = _next_multiplier(self.layer, self.mu, reach, proposal)
         self.mu = torch.where(self.trusted, mu, self.mu) if self.layer.per_neuron else mu
 
+    def _stationary(self, rows: Tensor, before: Tensor, moved: Point) -> Bool[Tensor, " rows"]:
+        r"""Whether the optimality conditions at the present multiplier nearly hold: the proximal terms' pull $(u_0 -
+        u)/\sigma$ is small next to the prices, and $X(u_0 - u)/\tau$ next to $\lambda$.
+        """
+        move = moved.u - before
+        price = torch.linalg.vector_norm(torch.where(moved.u != 0, self.layer.price, 0.0), dim=1)
+        pull = torch.linalg.vector_norm(move, dim=1) / self.sigma[rows]
+        push = torch.linalg.vector_norm(self.layer.forward(move), dim=1) / self.tau[rows]
+        size = torch.linalg.vector_norm(moved.lam, dim=1)
+        return (pull <= _TRUSTED * price) & (push <= _TRUSTED * size)
+
     def end(self, reason: Termination, rounds: int, newton: int) -> Exact:
         """The present point as the result."""
         return Exact(self.point.u, self.point.lam, self.mu, reason, rounds, newton)
 
     def correct(self, rows: Int[Tensor, " rows"], tolerance: float) -> int:
-        """One proximal step for the neurons whose piece is wrong; the number of Newton steps in it."""
+        """Move the neurons whose piece is wrong: by a proximal step, until those of a neuron have cost as much as an
+        interior point method does. The number of Newton steps in it.
+        """
+        stuck = self.spent[rows] > self.layer.inputs.shape[1] // 2
+        if bool(stuck.any()):
+            self._from_inside(rows[stuck])
+        rows = rows[~stuck]
+        return self._proximal(rows, tolerance) if len(rows) else 0
+
+    def _from_inside(self, rows: Int[Tensor, " rows"]) -> None:
+        """Restart neurons at what the interior point method finds; where that fails it is not tried again."""
+        found = interior(self.layer, rows, self.mu[rows])
+        self.spent[rows] = torch.where(found.done, 0, _NEVER)
+        done = rows[found.done]
+        self.point.u[done], self.point.lam[done] = found.u[found.done], found.lam[found.done]
+        self.support[done], self.tight[done] = found.support[found.done], found.tight[found.done]
+        self.signs[done] = found.u[found.done].sign()
+        self.mu[done] = found.mu[found.done].clamp(SMALLEST_MULTIPLIER, FREE)
+        self.trusted[done] = True
+
+    def _proximal(self, rows: Int[Tensor, " rows"], tolerance: float) -> int:
+        """One proximal step of these neurons."""
         layer, before = self.layer, self.point.u[rows]
         moved, residual, steps = proximal_step(
             layer,
@@ -105,13 +140,13 @@ class _Neurons:
             tolerance,
             _NEWTON_STEPS,
         )
-        change = torch.linalg.vector_norm(moved.u - before, dim=1)
-        size = torch.linalg.vector_norm(moved.u, dim=1)
+        self.spent[rows] += steps
         solved = residual <= tolerance
-        self.trusted[rows] = solved & (change <= _TRUSTED * size)
+        self.trusted[rows] = solved & self._stationary(rows, before, moved)
         self.point.u[rows], self.point.lam[rows] = moved.u, moved.lam
-        # A step too long to solve is shortened, and that neuron's steps grow more slowly from then on.
-        self.growth[rows] = torch.where(solved, self.growth[rows], self.growth[rows].sqrt().clamp(min=1.2))
+        # A step too long to solve is shortened, and that neuron's steps grow more slowly for a while.
+        growth = self.growth[rows]
+        self.growth[rows] = torch.where(solved, (1.2 * growth).clamp(max=_GROWTH), growth.sqrt().clamp(min=1.2))
         factor = torch.where(solved, self.growth[rows], _SHRINK)
         self.sigma[rows] *= factor
         self.tau[rows] *= factor
@@ -120,7 +155,7 @@ class _Neurons:
         self.support[rows], self.signs[rows] = ahead != 0, ahead.sign()
         through = layer.forward(moved.u) + tau * moved.lam
         self.tight[rows] = ~layer.active[rows] & (through >= layer.targets[rows]) & (moved.lam > 0)
-        return steps
+        return int(steps.sum())
 
 
 def finish(layer: Layer, state: State, tolerance: float, max_rounds: int) -> Exact:

@@ -54,7 +54,7 @@ def proximal_step(
     tau: Float[Tensor, " rows"],
     tolerance: float,
     max_newton: int,
-) -> tuple[Point, Float[Tensor, " rows"], int]:
+) -> tuple[Point, Float[Tensor, " rows"], Int[Tensor, " rows"]]:
     r"""One step of the proximal point method on the neurons `rows`:
 
     $$\min_{u,\,t = Xu} \; \sum_j p_j |u_j| + h(t) + \tfrac1{2\sigma} \lVert u - u_0 \rVert^2
@@ -68,8 +68,7 @@ def proximal_step(
     below the tolerance.
 
     Returns:
-        The new point of these neurons, the residual $\lVert X u - t \rVert$ of each, and the Newton steps
-        made, summed over neurons.
+        The new point of these neurons, and for each the residual $\lVert X u - t \rVert$ and the Newton steps made.
 
     References:
         Li, Sun, Toh 2018 (SSNAL), 2020 (SNIPAL), whose lasso and linear programs are the two terms of this one.
@@ -90,7 +89,7 @@ def proximal_step(
     )
     u, lam = torch.empty_like(start), torch.empty_like(work.lam)
     residual = torch.empty_like(mu)
-    steps = 0
+    steps = torch.zeros_like(rows)
     for iteration in range(max_newton + 1):
         moved = layer.soften(work.u - work.sigma * work.correlation, work.sigma)
         shifted = work.t + work.tau * work.lam
@@ -106,7 +105,7 @@ def proximal_step(
         change = layer.correlate(direction)
         length = _line_search(layer, work, shifted, miss, direction, change)
         work = replace(work, lam=work.lam + length * direction, correlation=work.correlation + length * change)
-        steps += len(going)
+        steps[work.index] += 1
     return Point(u, lam), residual, steps
 
 

@@ -33,10 +33,11 @@ def solve_for_count(
     ADMM runs, each warm-started from the one before, then by at most `EXACT_SOLVES` full ones, the last good one of
     which is the solution. The bias is not counted. A ball per neuron keeps its form: $\varepsilon_m = f \lVert y_m
     \rVert$. The search does not go below $f = 0.01$: an exact fit needs no more weights than the samples pose
-    conditions, so that a large `k` may be out of reach and is then not attained.
+    conditions, so that a large `k` may be out of reach and is then not attained. Nor does it go below the problem's
+    own radius, behind a pruned prefix what the dense weight leaves: a smaller ball may hold nothing at all.
 
     Args:
-        problem: a single problem with a radius, whose value is not used.
+        problem: a single problem with a radius, the least of the search.
         k: most nonzeros of the penalised weights; the search ends within two percent below it where the count allows.
         solver: settings of the full solves.
         certified: find a lower bound and check it.
@@ -55,7 +56,10 @@ def solve_for_count(
     unit = problem.targets.square().sum(0).sqrt() if problem.per_neuron else problem.size
     # With nonnegative ceilings zero is admissible once the ball holds it.
     top = 1.0 if problem.ceiling is None or bool((problem.ceiling >= 0).all()) else None
-    search = _Bracket(k, math.log(0.1), top)
+    least = max(_LEAST, float(torch.where(unit > 0, problem.radius / unit, 0.0).max()))
+    if top is not None:
+        least = min(least, top)
+    search = _Bracket(k, max(math.log(0.1), math.log(least)), top, least)
     method = FirstOrder(Layer.of(replace(problem, radius=unit)), solver.relaxation)
     whole = method.exact.radius
     assert whole is not None
@@ -63,7 +67,7 @@ def solve_for_count(
     while search.open(LOOSE_SOLVES):
         state = _run(method.with_radius(search.trial * whole), state)
         search.record(int(((state.s != 0) & (method.exact.price > 0)).sum()))
-    search = _Bracket(k, math.log(search.enough or search.trial), top)
+    search = _Bracket(k, math.log(search.enough or search.trial), top, least)
     best: tuple[float, Answer] | None = None
     while search.open(EXACT_SOLVES):
         answer, state = solver.solve_layer(method.with_radius(search.trial * whole), state)
@@ -97,9 +101,9 @@ def _run(method: FirstOrder, state: State) -> State:
 class _Bracket:
     """Root search for a decreasing count over the logarithm of the radius's share of the outputs' norm."""
 
-    def __init__(self, k: int, start: float, top: float | None) -> None:
-        self.k = k
-        self.low, self.low_count = math.log(_LEAST), math.inf
+    def __init__(self, k: int, start: float, top: float | None, least: float) -> None:
+        self.k, self._least = k, math.log(least)
+        self.low, self.low_count = self._least, math.inf
         self.high, self.high_count = (math.log(_MOST), math.inf) if top is None else (math.log(top), 0.0)
         self.enough = top
         self._point, self._stride, self._tries, self._met = start, 0.05, 0, k == 0 and top is not None
@@ -120,7 +124,7 @@ class _Bracket:
             self.high, self.high_count, self.enough = self._point, count, self.trial
         else:
             self.low, self.low_count = self._point, count
-        least = self._point <= math.log(_LEAST)
+        least = self._point <= self._least
         self._met = count <= self.k and (least or count >= self.k - max(1, _SHARE * self.k))
         self._point = self._next(count)
 
