@@ -12,7 +12,7 @@ from torch import Tensor
 from optprune.bounds._theorem import theorem
 from optprune.certify._base import Checker
 from optprune.errors import InvalidInputError, NonFiniteError
-from optprune.numerics.rounding import SMALLEST, gamma, product_error
+from optprune.numerics.rounding import SMALLEST, gamma
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Certificate, Rigor
 
@@ -82,8 +82,8 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
     products = lam * target
     gain = -products.sum(0)
     gain_error = gamma(samples + 2) * products.abs().sum(0) * (1 + 2 * gamma(samples + 2)) + samples * SMALLEST
-    wide = problem.inputs.mT
-    correlation = ((wide @ lam).abs() + product_error(wide, lam)).mT * problem.penalised * (1 + gamma(4))
+    product, error = problem.linear.bounded_adjoint(lam.mT)
+    correlation = (product.abs() + error) * problem.penalised * (1 + gamma(4))
     stretch = correlation.amax(-1)
     scale = stretch.clamp(min=1.0)
     energy = torch.where(problem.active, lam, 0.0).square().sum(0) * (1 + 2 * gamma(samples + 2)) + samples * SMALLEST
@@ -210,21 +210,28 @@ def _per_neuron_scale(problem: NetTrim, lam: Tensor) -> Tensor:
     return torch.where(gain > problem.radius * energy.sqrt(), lam, 0.0)
 
 
+def _square_norm(problem: NetTrim) -> Tensor:
+    """The largest eigenvalue of the inputs' Gram matrix, on the smaller side."""
+    samples, d = problem.linear.shape
+    gram = problem.linear.outer() if samples < d else problem.linear.gram()
+    return torch.linalg.eigvalsh(gram)[-1]
+
+
 def _suggested(problem: NetTrim, matrix: Tensor) -> Tensor:
     """Multipliers from the matrix alone: the residual on the active entries, nonnegative least squares off them."""
-    inputs, active = problem.inputs, problem.active
+    linear, active = problem.linear, problem.active
     residual = torch.where(active, problem.residual(matrix), 0.0)
     support = (matrix != 0) | ~problem.penalised
     wanted = -torch.sign(matrix) * problem.penalised
-    lipschitz = torch.linalg.matrix_norm(inputs, 2).square().clamp(min=1e-300)
+    lipschitz = _square_norm(problem).clamp(min=1e-300)
     # theta R counts as one more column of unit length relative to the inputs' norm.
     unit = residual / torch.linalg.vector_norm(residual, dim=0).clamp(min=1e-300)
     off = torch.zeros_like(residual)
     theta = torch.zeros_like(residual[0])
     ahead_off, ahead_theta, momentum = off, theta, 1.0
     for _ in range(ASCENT_STEPS):
-        miss = torch.where(support, (ahead_off + ahead_theta * unit).mT @ inputs - wanted, 0.0)
-        slope = inputs @ miss.mT
+        miss = torch.where(support, linear.adjoint((ahead_off + ahead_theta * unit).mT) - wanted, 0.0)
+        slope = linear.outputs(miss)
         new_off = torch.where(active, 0.0, (ahead_off - slope / (2 * lipschitz)).clamp(min=0))
         new_theta = (ahead_theta - (slope * unit).sum(0) / (2 * lipschitz)).clamp(min=0)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2

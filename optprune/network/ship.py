@@ -141,8 +141,8 @@ def _relu_error(problems: Sequence[Problem], weight: Tensor, bias: Tensor | None
         return None
     missed = scale = 0.0
     for g, problem in enumerate(trims):
-        matrix = shipped(problem, weight[g], None if bias is None else bias[g]).to(problem.inputs.device)
-        outputs = (problem.inputs @ matrix.mT).clamp(min=0)
+        matrix = shipped(problem, weight[g], None if bias is None else bias[g]).to(problem.targets.device)
+        outputs = problem.linear.outputs(matrix).clamp(min=0)
         missed += float((outputs - problem.targets).square().sum())
         scale += float(problem.targets.square().sum())
     return math.sqrt(missed / scale) if scale else (math.inf if missed else 0.0)

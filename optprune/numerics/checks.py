@@ -1,10 +1,19 @@
 """What a tensor must be before numbers are made of it; errors that say what was given and what to do."""
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError
+
+
+@runtime_checkable
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> Sequence[int]: ...
 
 
 def require_finite(name: str, tensor: Shaped[Tensor, "..."], advice: str) -> None:
@@ -46,7 +55,7 @@ def as_rows(name: str, tensor: Shaped[Tensor, "..."], device: torch.device) -> F
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def require_columns(inputs: Float[Tensor, "*batch n d"], weight: Float[Tensor, "*layers out in"]) -> None:
+def require_columns(inputs: _Shaped, weight: Float[Tensor, "*layers out in"]) -> None:
     """Refuse inputs (samples, in) that do not belong to a weight (out, in).
 
     Raises:

@@ -53,9 +53,15 @@ def product_error(a: Float[Tensor, "*batch m k"], b: Float[Tensor, "*batch k n"]
     References:
         Higham eq. (3.13).
     """
-    k = a.shape[-1]
-    bound = gamma(k) * _up(_wide(a).abs() @ _wide(b).abs(), k + 1)
-    return bound + 4 * (k + 1) * SMALLEST
+    return product_bound(_wide(a).abs() @ _wide(b).abs(), a.shape[-1])
+
+
+def product_bound(size: Float[Tensor, "..."], k: int) -> Float[Tensor, "..."]:
+    r"""$\gamma_k |A||B| + k\eta$, the bound of `product_error`, from `size` $= \mathrm{fl}(|A||B|)$.
+
+    For products of $k$ terms that are summed in any order, in blocks too.
+    """
+    return gamma(k) * _up(size, k + 1) + 4 * (k + 1) * SMALLEST
 
 
 def quadratic_error(d: Float[Tensor, "*batch m k"], gram: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch m"]:

@@ -29,6 +29,11 @@ class Problem(ABC):
     def batch_shape(self) -> tuple[int, ...]:
         """Leading dimensions; () for a single problem."""
 
+    @property
+    def stackable(self) -> bool:
+        """Whether it can be a member of a stack."""
+        return True
+
     @abstractmethod
     def objective(self, matrix: Float[Tensor, "*batch out d"]) -> Float[Tensor, "*batch"]:
         """The value to be minimised, in float64."""

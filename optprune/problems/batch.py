@@ -14,7 +14,12 @@ P = TypeVar("P", bound=Problem)
 
 
 def stack_key(problem: Problem) -> Hashable:
-    """Problems with equal keys can be stacked: same type, tensor shapes, dtypes, devices and settings."""
+    """Problems with equal keys can be stacked: same type, tensor shapes, dtypes, devices and settings.
+
+    A problem that cannot be stacked has a key of its own.
+    """
+    if not problem.stackable:
+        return (type(problem), id(problem))
     tensors = tuple((name, tuple(t.shape), t.dtype, t.device) for name, t in problem.tensors().items())
     return (type(problem), tensors, repr(sorted(problem.settings().items())))
 
@@ -23,10 +28,13 @@ def stack(problems: Sequence[P]) -> P:
     """One problem with a leading batch dimension.
 
     Raises:
-        InvalidInputError: nothing given, or the problems differ in type, shape or settings.
+        InvalidInputError: nothing given, a problem that cannot be stacked, or the problems differ in type, shape or
+            settings.
     """
     if not problems:
         raise InvalidInputError("no problem given; stack needs at least one")
+    if not all(problem.stackable for problem in problems):
+        raise InvalidInputError("a problem on a linear map given; it cannot be stacked, pass it to solve_all as it is")
     if len({stack_key(problem) for problem in problems}) > 1:
         raise InvalidInputError("problems of different type, shape or settings given; stack those with equal stack_key")
     parts = [problem.tensors() for problem in problems]

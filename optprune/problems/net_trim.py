@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError
 from optprune.numerics.checks import as_rows, require_columns, require_finite
+from optprune.numerics.linear import LinearMap, PatchMap, as_map
 from optprune.patterns import Shape
 from optprune.problems._base import Problem
 
@@ -36,7 +37,8 @@ class NetTrim(Problem):
     \varepsilon$ on the samples when $V = 0$.
 
     Attributes:
-        inputs: $X$, with a last column of ones where the bias is a variable.
+        inputs: $X$, with a last column of ones where the bias is a variable; a tensor, or a linear map where the
+            matrix is not to be in memory (patches of a convolution, a file). A problem with a map is single.
         targets: $Y$; entries off $\Omega$ are not read and stored as 0.
         active: $\Omega$.
         ceiling: $V$, or None for 0; entries on $\Omega$ are not read and stored as 0.
@@ -56,7 +58,7 @@ class NetTrim(Problem):
         There the bias is penalised, here it is not, so that the program commutes with rescaling the layer.
     """
 
-    inputs: Float[Tensor, "*batch n d"]
+    inputs: Float[Tensor, "*batch n d"] | LinearMap
     targets: Float[Tensor, "*batch n out"]
     active: Bool[Tensor, "*batch n out"]
     ceiling: Float[Tensor, "*batch n out"] | None
@@ -67,7 +69,7 @@ class NetTrim(Problem):
     def __post_init__(self) -> None:
         _validate(self)
         wide = {
-            "inputs": self.inputs.double(),
+            "inputs": self.inputs.to(torch.float64),
             "targets": torch.where(self.active, self.targets.double(), 0.0),
             "ceiling": None if self.ceiling is None else torch.where(self.active, 0.0, self.ceiling.double()),
             "radius": None if self.radius is None else self.radius.double(),
@@ -80,7 +82,7 @@ class NetTrim(Problem):
     def from_layer(
         cls,
         weight: Float[Tensor, "out in"],
-        inputs: Float[Tensor, "n in"],
+        inputs: Float[Tensor, "n in"] | LinearMap,
         radius: float | Tensor | None = None,
         bias: Float[Tensor, " out"] | None = None,
         *,
@@ -100,17 +102,17 @@ class NetTrim(Problem):
             relu: False for a linear layer: every entry is active.
         """
         data, dense = _with_bias(weight, inputs, bias)
-        outputs = data @ dense.mT
+        outputs = as_map(data).outputs(dense)
         active = outputs > 0 if relu else torch.ones_like(outputs, dtype=torch.bool)
         return cls(
-            data, outputs, active, None, _number(radius, outputs), _penalised(data, bias), _number(penalty, outputs)
+            data, outputs, active, None, _number(radius, outputs), _penalised(dense, bias), _number(penalty, outputs)
         )
 
     @classmethod
     def cascade(
         cls,
         weight: Float[Tensor, "out in"],
-        inputs: Float[Tensor, "n in"],
+        inputs: Float[Tensor, "n in"] | LinearMap,
         targets: Float[Tensor, "n out"],
         gamma: float = 1.0,
         gain: float = 0.0,
@@ -153,12 +155,85 @@ class NetTrim(Problem):
                 "(samples, out), fits the layer"
             )
         active = dense_targets > 0 if relu else torch.ones_like(dense_targets, dtype=torch.bool)
-        passed = data @ dense.mT
+        passed = as_map(data).outputs(dense)
         dims = (-2,) if per_neuron else (-2, -1)
         missed = torch.where(active, passed - dense_targets, 0.0).square().sum(dims).sqrt()
         size = torch.where(active, dense_targets, 0.0).square().sum(dims).sqrt()
         radius = (1.0 if kappa is None else kappa) * torch.maximum(gamma**0.5 * missed, gain * size)
-        return cls(data, dense_targets, active, passed, radius, _penalised(data, bias))
+        return cls(data, dense_targets, active, passed, radius, _penalised(dense, bias))
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        weight: Float[Tensor, "out ing kh kw"],
+        images: Float[Tensor, "N C H W"],
+        radius: float | Tensor | None = None,
+        bias: Float[Tensor, " out"] | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+        penalty: float | None = None,
+        relu: bool = True,
+    ) -> list[Self]:
+        r"""The problems of replacing a convolution, one per group, without its patches in memory:
+
+        $$X_g = \operatorname{patches}(\text{images}_g), \qquad Y_g = \operatorname{relu}(X_g W_g^\top + b_g).$$
+
+        Args:
+            weight: $W$ `(out, in / groups, kh, kw)`.
+            images: what the convolution sees.
+            radius: of every group's joint ball, or a vector over all outputs for a ball per neuron.
+            bias: $b$ `(out,)`; given, it becomes the last, unpenalised, column of the variable.
+            stride: as of `torch.nn.Conv2d`; likewise `padding`, `dilation`, `groups`, `padding_mode`.
+            padding: see there.
+            dilation: see there.
+            groups: see there.
+            padding_mode: see there.
+            penalty: in place of the radius.
+            relu: False for a linear layer: every entry is active.
+        """
+        if weight.dim() != 4 or images.dim() != 4 or groups < 1 or weight.shape[0] % groups:
+            raise InvalidInputError(
+                f"weight of shape {tuple(weight.shape)}, images of shape {tuple(images.shape)} and {groups} groups "
+                "given; (out, in / groups, kh, kw), (N, in, H, W) and groups that divide out are needed"
+            )
+        if weight.shape[1] * groups != images.shape[1]:
+            raise InvalidInputError(
+                f"images with {images.shape[1]} channels given; {weight.shape[1] * groups} fit a weight of shape "
+                f"{tuple(weight.shape)} in {groups} groups"
+            )
+        kernel = (int(weight.shape[2]), int(weight.shape[3]))
+        size = weight.shape[0] // groups
+        balls = None if radius is None else torch.as_tensor(radius, dtype=torch.float64, device=weight.device)
+        problems = []
+        for g, part in enumerate(images.double().chunk(groups, 1)):
+            own = slice(g * size, (g + 1) * size)
+            patches = PatchMap(part, kernel, stride, padding, dilation, padding_mode)
+            ball = balls if balls is None or balls.dim() == 0 else balls[own]
+            problems.append(
+                cls.from_layer(
+                    weight[own].flatten(1),
+                    patches,
+                    ball,
+                    None if bias is None else bias[own],
+                    penalty=penalty,
+                    relu=relu,
+                )
+            )
+        return problems
+
+    @cached_property
+    def linear(self) -> LinearMap:
+        """The inputs as a linear map, whatever they are held in."""
+        return as_map(self.inputs)
+
+    @property
+    def stackable(self) -> bool:
+        """A stack is of tensors."""
+        return isinstance(self.inputs, Tensor)
 
     @property
     def shape(self) -> Shape:
@@ -186,7 +261,7 @@ class NetTrim(Problem):
 
     def residual(self, matrix: Float[Tensor, "*batch out d"]) -> Float[Tensor, "*batch n out"]:
         r"""$X U^\top - Y$ on $\Omega$, whose norm the ball bounds; $X U^\top - V$ off it, nowhere positive."""
-        outputs = self.inputs @ matrix.double().mT
+        outputs = self.linear.outputs(matrix.double())
         outputs -= self.targets
         return outputs if self.ceiling is None else outputs.sub_(self.ceiling)
 
@@ -218,7 +293,6 @@ class NetTrim(Problem):
 
     def tensors(self) -> dict[str, Tensor]:
         named = {
-            "inputs": self.inputs,
             "targets": self.targets,
             "active": self.active,
             "ceiling": self.ceiling,
@@ -226,15 +300,21 @@ class NetTrim(Problem):
             "penalised": self.penalised,
             "penalty": self.penalty,
         }
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        own = self.inputs.tensors() if isinstance(self.inputs, LinearMap) else {"": self.inputs}
+        held = {f"inputs.{name}" if name else "inputs": tensor for name, tensor in own.items()}
+        return held | {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return {"inputs": self.inputs.record()} if isinstance(self.inputs, LinearMap) else {}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
+        inputs = tensors["inputs"] if "inputs" not in settings else None
+        if inputs is None:
+            own = {name.removeprefix("inputs."): t for name, t in tensors.items() if name.startswith("inputs.")}
+            inputs = LinearMap.read(own, settings["inputs"])
         return cls(
-            tensors["inputs"],
+            inputs,
             tensors["targets"],
             tensors["active"],
             tensors.get("ceiling"),
@@ -247,7 +327,7 @@ class NetTrim(Problem):
 def _validate(problem: NetTrim) -> None:
     """Everything that would otherwise surface as a wrong number."""
     inputs, targets = problem.inputs, problem.targets
-    if inputs.dim() < 2 or targets.dim() != inputs.dim() or inputs.shape[:-1] != targets.shape[:-1]:
+    if len(inputs.shape) < 2 or tuple(inputs.shape[:-1]) != tuple(targets.shape[:-1]):
         raise InvalidInputError(
             f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} given; "
             "(*batch, samples, in) and (*batch, samples, out) are needed, equal but for the last dimension"
@@ -275,7 +355,8 @@ def _validate(problem: NetTrim) -> None:
         raise InvalidInputError("give a radius (ball) or a penalty (penalised form), one of the two")
     for name in ("inputs", "targets", "ceiling", "radius", "penalty"):
         tensor = getattr(problem, name)
-        if tensor is not None and not bool(tensor.isfinite().all()):
+        # A map is finite from its construction on.
+        if isinstance(tensor, Tensor) and not bool(tensor.isfinite().all()):
             raise NonFiniteError(
                 f"{name} holds {int((~tensor.isfinite()).sum())} NaN or infinite entries; give finite numbers"
             )
@@ -295,7 +376,7 @@ def _validate_bias(problem: NetTrim) -> None:
         raise InvalidInputError(
             "an unpenalised column other than the last given; only the bias, the last column, may be free"
         )
-    last = problem.inputs[..., -1]
+    last = problem.linear.last()
     constant = (last == last[..., :1]).all(-1) & (last[..., 0] != 0)
     if not bool((penalised[..., -1] | constant).all()):
         raise InvalidInputError("the last column is unpenalised but not constant; a bias is a column of ones")
@@ -303,22 +384,25 @@ def _validate_bias(problem: NetTrim) -> None:
         raise InvalidInputError("a bias in some problems of the stack only; stack problems of one kind")
 
 
-def _with_bias(weight: Tensor, inputs: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _with_bias(weight: Tensor, inputs: Tensor | LinearMap, bias: Tensor | None) -> tuple[Tensor | LinearMap, Tensor]:
     """Inputs and dense weight in float64, with the bias as a last column where there is one."""
     dense = as_rows("weight", weight, weight.device).double()
-    data = as_rows("inputs", inputs, weight.device).double()
+    data = inputs if isinstance(inputs, LinearMap) else as_rows("inputs", inputs, weight.device)
+    data = data.to(torch.float64)
     require_columns(data, dense)
     if bias is None:
         return data, dense
     require_finite("bias", bias, "Give finite numbers.")
     if tuple(bias.shape) != tuple(weight.shape[:-1]):
         raise InvalidInputError(f"bias of shape {tuple(bias.shape)} given; {tuple(weight.shape[:-1])} fits the weight")
-    ones = torch.ones_like(data[..., :1])
-    return torch.cat((data, ones), -1), torch.cat((dense, bias.detach().double()[..., None]), -1)
+    dense = torch.cat((dense, bias.detach().double()[..., None]), -1)
+    if isinstance(data, LinearMap):
+        return data.with_ones(), dense
+    return torch.cat((data, torch.ones_like(data[..., :1])), -1), dense
 
 
-def _penalised(data: Tensor, bias: Tensor | None) -> Tensor:
-    penalised = torch.ones((*data.shape[:-2], data.shape[-1]), dtype=torch.bool, device=data.device)
+def _penalised(dense: Tensor, bias: Tensor | None) -> Tensor:
+    penalised = torch.ones((*dense.shape[:-2], dense.shape[-1]), dtype=torch.bool, device=dense.device)
     penalised[..., -1] = bias is None
     return penalised
 

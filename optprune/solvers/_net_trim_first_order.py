@@ -72,10 +72,10 @@ class FirstOrder:
     def __init__(self, layer: Layer, relaxation: float) -> None:
         self.exact, self.layer, self.relaxation = layer, layer.to(torch.float32), relaxation
         samples, d = layer.inputs.shape
-        self.weight = float(layer.inputs.square().sum()) / samples
+        self.weight = float(layer.inputs.mean_square().sum())
         self.weight = self.weight if self.weight > 0 else 1.0
         self.narrow = samples < d
-        gram = layer.inputs @ layer.columns if self.narrow else layer.columns @ layer.inputs
+        gram = layer.inputs.outer() if self.narrow else layer.inputs.gram()
         gram.diagonal().add_(self.weight)
         self._mask = self.layer.active.to(torch.float32)
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(torch.float32)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from optprune.numerics.linear import LinearMap
 from optprune.problems.net_trim import NetTrim
 
 FREE = 1e7
@@ -31,8 +32,7 @@ class Layer:
     turns the l1 norm into one with prices $p$; the bias has price 0.
 
     Attributes:
-        inputs: $X$ `(n, d)`.
-        columns: $X^\top$, contiguous, so that the columns of a support are gathered as rows.
+        inputs: $X$ `(n, d)`, as a map.
         targets: $y$ on $\Omega$, $v$ off it, `(out, n)`.
         active: $\Omega$ `(out, n)`.
         price: $p$ `(d,)`.
@@ -46,8 +46,7 @@ class Layer:
         dual_unit: the same for the multipliers.
     """
 
-    inputs: Float[Tensor, "n d"]
-    columns: Float[Tensor, "d n"]
+    inputs: LinearMap
     targets: Float[Tensor, "out n"]
     active: Bool[Tensor, "out n"]
     price: Float[Tensor, " d"]
@@ -62,7 +61,7 @@ class Layer:
     def of(cls, problem: NetTrim) -> Layer:
         """A single problem in solver units."""
         samples = problem.inputs.shape[0]
-        spread = problem.inputs.square().mean(0).sqrt()
+        spread = problem.linear.mean_square().sqrt()
         # What is that small is dead, or would leave the range of float32 in the first phase.
         live = (spread > 1e-18 * spread.amax()) | (spread >= spread.amax())
         spread = torch.where(spread[live] > 0, spread[live], 1.0)
@@ -73,10 +72,8 @@ class Layer:
         price = torch.where(problem.penalised[live], 1 / spread, 0.0)
         # The unit of the objective is chosen so that multipliers come out near 1.
         dual_unit = float(price[price > 0].median()) / samples if bool((price > 0).any()) else 1.0
-        inputs = problem.inputs[:, live] / spread
         return cls(
-            inputs=inputs,
-            columns=inputs.mT.contiguous(),
+            inputs=problem.linear.scaled(live, spread),
             targets=(targets / size).mT.contiguous(),
             active=problem.active.mT.contiguous(),
             price=price / dual_unit,
@@ -101,7 +98,7 @@ class Layer:
             for name, tensor in vars(self).items()
             if isinstance(tensor, Tensor) and tensor.is_floating_point()
         }
-        return replace(self, **changed)
+        return replace(self, inputs=self.inputs.to(dtype), **changed)
 
     @property
     def per_neuron(self) -> bool:
@@ -115,19 +112,19 @@ class Layer:
 
     def correlate(self, lam: Tensor) -> Tensor:
         r"""$X^\top \lambda$ per neuron."""
-        return lam @ self.inputs
+        return self.inputs.adjoint(lam)
 
     def forward(self, u: Tensor) -> Tensor:
         r"""$X u$ per neuron."""
-        return u @ self.columns
+        return self.inputs.forward(u)
 
     def gather(self, order: Tensor, valid: Tensor) -> Float[Tensor, "part width n"]:
         r"""The columns `order` of $X$ as rows, zero where not `valid`."""
-        return self.columns[order].mul_(valid[..., None])
+        return self.inputs.gather(order).mul_(valid[..., None])
 
     def gather_at(self, order: Tensor, samples: Tensor) -> Float[Tensor, "part width depth"]:
         r"""The entries of $X$ in the columns `order` and the rows `samples`."""
-        return self.columns[order[:, :, None], samples[:, None, :]]
+        return self.inputs.gather_at(order, samples)
 
 
 def settle(z: Tensor, targets: Tensor, active: Tensor, mu: Tensor, tau: Tensor) -> Tensor:

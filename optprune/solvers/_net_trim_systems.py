@@ -62,12 +62,12 @@ class Systems:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         out, d = len(layer.targets), layer.inputs.shape[1]
-        new = layer.inputs.new_zeros
+        new = layer.targets.new_zeros
         # Index d is nothing: a row and a column of zeros, for the padding.
         self._shared = new(d + 1, d + 1)
-        self._shared[:d, :d] = layer.columns @ layer.inputs
-        self._place = torch.full((out, d + 1), -1, dtype=torch.int64, device=layer.inputs.device)
-        self._count = torch.zeros(out, dtype=torch.int64, device=layer.inputs.device)
+        self._shared[:d, :d] = layer.inputs.gram()
+        self._place = torch.full((out, d + 1), -1, dtype=torch.int64, device=layer.targets.device)
+        self._count = torch.zeros(out, dtype=torch.int64, device=layer.targets.device)
         self._members: Tensor | None = None
         self._kept: Tensor | None = None
 

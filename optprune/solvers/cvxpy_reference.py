@@ -117,7 +117,7 @@ class Cvxpy(Solver[NetTrim]):
             if progress is not None:
                 progress(done + 1, len(groups))
         worst = max(reasons, key=list(Termination).index)
-        like = problem.inputs
+        like = problem.targets
         return Answer(
             torch.as_tensor(matrix).to(like),
             (worst,),
@@ -129,7 +129,7 @@ class Cvxpy(Solver[NetTrim]):
     def _solve(self, problem: NetTrim, neurons: list[int]) -> tuple[np.ndarray, np.ndarray, Termination, int]:
         """One program over some neurons: weights, multipliers, why it stopped, iterations."""
         cp = _cvxpy()
-        x = problem.inputs.cpu().numpy()
+        x = torch.cat([block for _, block in problem.linear.rows()]).cpu().numpy()
         targets = problem.targets[:, neurons].cpu().numpy()
         active = problem.active[:, neurons].cpu().numpy()
         ceiling = np.zeros_like(targets) if problem.ceiling is None else problem.ceiling[:, neurons].cpu().numpy()

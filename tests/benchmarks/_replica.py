@@ -80,6 +80,7 @@ class _Iteration:
     def __init__(self, problem: NetTrim, rho: float) -> None:
         assert problem.radius is not None
         self.problem, self.rho = problem, rho
+        assert isinstance(problem.inputs, torch.Tensor)
         x = problem.inputs.mT
         self.unit = 0.3 * float((x @ x.mT).max()) ** 0.5
         self.x, self.y = x / self.unit, problem.targets.mT / self.unit

@@ -15,7 +15,7 @@ def draw():
 
 
 def relu_error(problem: NetTrim, matrix: torch.Tensor) -> torch.Tensor:
-    return ((problem.inputs @ matrix.mT).clamp(min=0) - problem.targets).norm()
+    return (problem.linear.outputs(matrix).clamp(min=0) - problem.targets).norm()
 
 
 def test_the_layer_gives_targets_active_set_and_bias_column(draw):
