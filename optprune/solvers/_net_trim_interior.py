@@ -175,9 +175,9 @@ class _Frame:
     def small(self, state: _Iterate, residual: dict[str, Tensor]) -> Tensor:
         """Near enough to the optimum (written so that NaN is not)."""
         # Next to nothing is little compared with one weight of size 1.
-        objective = ((state.a + state.b) * self.layer.price).sum(1) + len(self.layer.inputs)
+        objective = ((state.a + state.b) * self.layer.price).sum(1) + self.layer.inputs.shape[0]
         prices = torch.maximum(residual["a"].abs(), residual["b"].abs()) / self.layer.price.clamp(min=1e-300)
-        free = torch.where(self.priced, 0.0, residual["slope"]).abs().amax(1) / len(self.layer.inputs)
+        free = torch.where(self.priced, 0.0, residual["slope"]).abs().amax(1) / self.layer.inputs.shape[0]
         outside = residual["s"].abs().amax(1)
         ball = 0.0 if self.radius is None else residual["kappa"].abs() / self.radius.square()
         linear = torch.where(self.priced, prices, 0.0).amax(1) + free + outside + ball
@@ -187,9 +187,8 @@ class _Frame:
         """Mehrotra's predictor and corrector on one factorisation."""
         inverse = torch.where(self.priced, 1 / (state.a / state.price_a + state.b / state.price_b), 0.0)
         weight = torch.where(self.on, state.eta[:, None], state.w / state.s)
-        columns = self.layer.columns
-        system = (columns * weight[:, None, :]) @ columns.mT
-        pull = residual["missed"] @ self.layer.inputs
+        system = self.layer.inputs.weighted_gram(weight)
+        pull = self.layer.correlate(residual["missed"])
         if self.radius is not None:
             system += (state.eta / state.kappa)[:, None, None] * pull[:, :, None] * pull[:, None, :]
         system.diagonal(dim1=1, dim2=2).add_(inverse)
@@ -230,7 +229,7 @@ class _Frame:
         up = goal["a"] / state.price_a - state.a - state.a / state.price_a * residual["a"]
         down = goal["b"] / state.price_b - state.b - state.b / state.price_b * residual["b"]
         press = torch.where(self.off, goal["s"] / state.s - state.w - weight * residual["s"], 0.0)
-        right = torch.where(self.priced, (up - down) * inverse, -residual["slope"]) - press @ self.layer.inputs
+        right = torch.where(self.priced, (up - down) * inverse, -residual["slope"]) - self.layer.correlate(press)
         harder = torch.zeros_like(state.eta)
         if self.radius is not None:
             harder = goal["kappa"] / state.kappa - state.eta - state.eta / state.kappa * residual["kappa"]

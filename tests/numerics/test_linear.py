@@ -69,6 +69,7 @@ def agree(linear: LinearMap, matrix: torch.Tensor) -> None:
     close(linear.outputs(u), matrix @ u.mT)
     close(linear.adjoint(lam), lam @ matrix)
     close(linear.gram(), matrix.mT @ matrix)
+    close(linear.weighted_gram(lam), (matrix.mT * lam[:, None, :]) @ matrix)
     close(linear.outer(), matrix @ matrix.mT)
     close(linear.mean_square(), matrix.square().mean(0))
     torch.testing.assert_close(torch.cat([block for _, block in linear.rows()]), matrix, rtol=1e-15, atol=0)

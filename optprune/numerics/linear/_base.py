@@ -130,6 +130,13 @@ class LinearMap(ABC):
             total += wide.mT @ wide
         return total
 
+    def weighted_gram(self, weight: Float[Tensor, "part n"]) -> Float[Tensor, "part d d"]:
+        r"""$X^\top \operatorname{diag}(w) X$ for every row $w$."""
+        total = weight.new_zeros((len(weight), self.shape[-1], self.shape[-1]))
+        for part, block in self.rows():
+            total += (block.mT * weight[:, None, part]) @ block
+        return total
+
     def outer(self) -> Float[Tensor, "n n"]:
         r"""$X X^\top$, between samples."""
         return torch.cat([self.forward(block) for _, block in self.rows()])

@@ -60,6 +60,9 @@ class DenseMap(LinearMap):
         wide = self.matrix.double()
         return wide.mT @ wide
 
+    def weighted_gram(self, weight: Float[Tensor, "part n"]) -> Float[Tensor, "part d d"]:
+        return (self.columns * weight[:, None, :]) @ self.columns.mT
+
     def outer(self) -> Float[Tensor, "n n"]:
         return self.matrix @ self.columns
 
