@@ -147,3 +147,92 @@ def test_nothing_is_attached_or_written(layer):
     assert not matrix.requires_grad
     assert torch.equal(weight, before[0])
     assert torch.equal(inputs, before[1])
+
+
+def rectified(seed: int = 0, samples: int = 200, inputs: int = 40, out: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, nonnegative inputs, as ReLU gives them, and biases."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return normal(out, inputs), normal(samples, inputs).clamp(min=0), normal(out)
+
+
+@pytest.mark.parametrize("share", [1e-8, 1e-7, 1e-6, 1e-3])
+def test_a_bias_a_million_times_the_weights(share):
+    """Feasible, and found so; from a share of 1e-3 of the outputs' norm on the bias alone is enough."""
+    weight, inputs, bias = rectified()
+    size = (inputs @ weight.mT + 1e6 * bias).clamp(min=0).norm()
+    matrix, _ = answer(op.NetTrim.from_layer(weight, inputs, share * float(size), 1e6 * bias))
+    assert bool((matrix[:, :-1] == 0).all()) == (share == 1e-3)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_columns_of_all_sizes(share):
+    """Twelve powers of ten between the inputs."""
+    weight, inputs, _ = rectified()
+    inputs = inputs * 10 ** torch.linspace(-6, 6, 40, dtype=torch.float64)
+    answer(op.NetTrim.from_layer(weight, inputs, share * float(outputs(weight, inputs).norm())))
+
+
+def test_prices_of_all_sizes_are_not_called_solved():
+    """Weights and inputs whose sizes cancel over twelve powers of ten: the cheapest weights' conditions, a price of
+    1e-6 next to products of size 1, are lost in rounding. The answer says so, and its bound holds.
+    """
+    weight, inputs, _ = rectified()
+    sizes = 10 ** torch.linspace(-6, 6, 40, dtype=torch.float64)
+    problem = op.NetTrim.from_layer(weight / sizes, inputs * sizes, 0.3 * float(outputs(weight, inputs).norm()))
+    solution = op.solve(problem, op.NetTrimADMM(max_rounds=4))
+    assert solution.termination is op.Termination.STEP_LIMIT
+    assert solution.certificate is not None
+    assert solution.certificate.lower_bound <= float(problem.objective(weight / sizes))
+
+
+def test_one_sample_ten_thousand_times_the_others():
+    weight, inputs, _ = rectified()
+    inputs[0] *= 1e4
+    answer(op.NetTrim.from_layer(weight, inputs, 0.05 * float(outputs(weight, inputs).norm())))
+
+
+def test_repeated_samples_count_as_often():
+    weight, inputs, _ = rectified(out=4)
+    size = float(outputs(weight, inputs).norm())
+    once, _ = answer(op.NetTrim.from_layer(weight, inputs, 0.1 * size))
+    thrice, _ = answer(op.NetTrim.from_layer(weight, inputs.repeat(3, 1), 0.1 * size * 3**0.5))
+    torch.testing.assert_close(once, thrice, rtol=1e-6, atol=1e-8)
+
+
+def test_a_layer_that_is_nowhere_active_needs_no_weight():
+    weight, inputs, _ = rectified()
+    matrix, certificate = answer(op.NetTrim.from_layer(-weight.abs(), inputs, 0.1))
+    assert certificate.objective == 0.0
+    assert not bool(matrix.any())
+
+
+def test_constant_inputs():
+    weight, inputs, bias = rectified(inputs=6, out=4)
+    inputs[:, 2] = 3.0
+    inputs[:, 4] = 1e-3
+    size = (inputs @ weight.mT + bias).clamp(min=0).norm()
+    answer(op.NetTrim.from_layer(weight, inputs, 0.1 * float(size), bias))
+
+
+@pytest.mark.parametrize("samples", [200, 60])
+def test_a_cascade_whose_radius_holds_nothing(samples):
+    """A risk coefficient far below 1: infeasible, said so, with a bound that no weights of a usual size meet."""
+    weight, inputs, _ = rectified(samples=samples)
+    seen = (inputs + 0.1) * (1 + 0.05 * rectified(1, samples)[1])
+    problem = op.NetTrim.cascade(weight, seen, (inputs + 0.1) @ weight.mT, kappa=0.05)
+    solution = op.solve(problem, op.NetTrimADMM())
+    assert solution.termination is op.Termination.INFEASIBLE
+    assert solution.certificate is not None
+    assert solution.certificate.lower_bound > 1e3 * float(weight.abs().sum())
+
+
+def test_a_cascade_whose_radius_just_holds_the_dense_weight():
+    weight, inputs, _ = rectified()
+    seen = (inputs + 0.1) * (1 + 0.05 * rectified(1)[1])
+    problem = op.NetTrim.cascade(weight, seen, (inputs + 0.1) @ weight.mT)
+    _, certificate = answer(problem)
+    assert certificate.objective <= float(problem.objective(weight)) * (1 + 1e-9)
