@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,9 +16,13 @@ from optprune.solvers._base import Progress, Promise, Solver
 from optprune.solvers._net_trim_exact import finish
 from optprune.solvers._net_trim_first_order import FirstOrder, State
 from optprune.solvers._net_trim_layer import Layer
+from optprune.solvers._net_trim_parts import common_ball, decoupled
 
 _STRAGGLERS = 0.1
 """Share of neurons that the first phase need not wait for: the second is cheap for a few."""
+
+_BYTES = 160
+"""Held per neuron and sample at the height of a solve, measured."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class NetTrimADMM(Solver[NetTrim]):
         tolerance: of violations and gap, at the end.
         max_rounds: most repetitions of 2 and what follows it.
         relaxation: of ADMM, in (0, 2).
+        memory: GiB that arrays of neurons x samples may take besides the problem's and the answer's; a layer
+            that needs more is solved in parts, with a joint ball by a root search for its multiplier.
 
     Raises:
         InvalidInputError: a setting out of its range.
@@ -69,6 +76,7 @@ class NetTrimADMM(Solver[NetTrim]):
     tolerance: float = 1e-9
     max_rounds: int = 120
     relaxation: float = 1.6
+    memory: float = 4.0
 
     accepts: ClassVar = (NetTrim,)
     summary: ClassVar[str] = "Net-Trim's convex program to machine precision: ADMM, then Newton on the support"
@@ -76,8 +84,11 @@ class NetTrimADMM(Solver[NetTrim]):
 
     def __post_init__(self) -> None:
         counts = self.max_steps >= 1 and self.check_every >= 1 and self.max_rounds >= 1
-        if not (counts and self.handover > 0 and self.tolerance > 0 and 0 < self.relaxation < 2):
-            raise InvalidInputError(f"{self} given; counts are >= 1, handover and tolerance > 0, relaxation in (0, 2)")
+        positive = self.handover > 0 and self.tolerance > 0 and self.memory > 0
+        if not (counts and positive and 0 < self.relaxation < 2):
+            raise InvalidInputError(
+                f"{self} given; counts are >= 1, handover, tolerance and memory > 0, relaxation in (0, 2)"
+            )
 
     @property
     def promises(self) -> frozenset[Promise]:
@@ -94,6 +105,13 @@ class NetTrimADMM(Solver[NetTrim]):
                 {"multipliers": torch.stack([part.hint["multipliers"] for part in parts])},
                 {name: sum(part.info[name] for part in parts) for name in parts[0].info},
             )
+        share = self.memory * 2**30 / (_BYTES * problem.inputs.shape[0])
+        neurons = max(int(min(share, problem.shape[0])), 1)
+        if neurons < problem.shape[0]:
+            whole = replace(self, memory=math.inf)
+            if problem.radius is None or problem.per_neuron:
+                return decoupled(problem, whole.run, neurons)
+            return common_ball(problem, whole.run, neurons, self.tolerance)
         method = FirstOrder(Layer.of(problem), self.relaxation)
         return self.solve_layer(method, method.start(), progress)[0]
 
