@@ -1,4 +1,4 @@
-"""The first-order phase of the Net-Trim solver: ADMM with one factorisation for every penalty."""
+"""The first-order phase of the Net-Trim solver: ADMM with one linear system for every penalty."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.solvers._net_trim_layer import Layer, ball_multiplier
+from optprune.solvers._net_trim_linear import linear_step
 
 _TINY, _NOISE = 1e-30, 1e-6
 _LEAST = 0.05
@@ -60,8 +61,8 @@ class FirstOrder:
     \lVert s \rVert^2$.
 
     The linear step solves with $X^\top X + cI$ whatever the penalty $\rho$ is, so that every neuron can
-    have its own and change it; with fewer samples than inputs the system is solved on the samples' side
-    (Woodbury). $\rho$ balances the relative residuals, the scaled multipliers are rescaled with it.
+    have its own and change it; by one factor, or by conjugate gradients where that would be too large.
+    $\rho$ balances the relative residuals, the scaled multipliers are rescaled with it.
 
     All of it is in float32, whose rounding is far below the residual at which this phase ends.
 
@@ -69,19 +70,15 @@ class FirstOrder:
         Aghasi, Abdi, Romberg 2020, Algorithm 1 (there $c = 1$ and $\rho$ fixed); Boyd et al. 2011, section 3.4.
     """
 
-    def __init__(self, layer: Layer, relaxation: float) -> None:
+    def __init__(self, layer: Layer, relaxation: float, linear: str = "auto") -> None:
         self.exact, self.layer, self.relaxation = layer, layer.to(torch.float32), relaxation
-        samples, d = layer.inputs.shape
         self.weight = float(layer.inputs.mean_square().sum())
         self.weight = self.weight if self.weight > 0 else 1.0
-        self.narrow = samples < d
-        gram = layer.inputs.outer() if self.narrow else layer.inputs.gram()
-        gram.diagonal().add_(self.weight)
         self._mask = self.layer.active.to(torch.float32)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(torch.float32)
+        self.linear = linear_step(layer, self.layer, self.weight, linear)
 
     def with_radius(self, radius: Float[Tensor, "..."]) -> FirstOrder:
-        """The same factorisation for another radius, in solver units."""
+        """The same linear system for another radius, in solver units."""
         other = copy(self)
         other.exact = replace(self.exact, radius=radius)
         other.layer = replace(self.layer, radius=radius.to(torch.float32))
@@ -107,18 +104,14 @@ class FirstOrder:
             self.weight,
         )
 
-    def _linear(self, right: Tensor) -> Tensor:
-        if not self.narrow:
-            return right @ self.inverse
-        return (right - self.layer.correlate(self.layer.forward(right) @ self.inverse)) / self.weight
-
     def step(self, state: State, measure: bool = False) -> State:
         """One over-relaxed step; with `measure` its relative residuals are taken, without they are carried on.
 
         Neurons x samples are many numbers: what is made here is changed in place.
         """
         layer, c = self.layer, self.weight
-        w = self._linear(layer.correlate(state.t - state.press).add_(state.s - state.pull, alpha=c))
+        right = layer.correlate(state.t - state.press).add_(state.s - state.pull, alpha=c)
+        w = self.linear.solve(right, torch.maximum(state.primal, state.dual))
         through = layer.forward(w)
         above = torch.lerp(state.t, through, self.relaxation).add_(state.press).sub_(layer.targets)
         on = above * self._mask

@@ -16,6 +16,7 @@ from optprune.solvers._base import Progress, Promise, Solver
 from optprune.solvers._net_trim_exact import finish
 from optprune.solvers._net_trim_first_order import FirstOrder, State
 from optprune.solvers._net_trim_layer import Layer
+from optprune.solvers._net_trim_linear import CHOICES
 from optprune.solvers._net_trim_parts import common_ball, decoupled
 
 _STRAGGLERS = 0.1
@@ -61,6 +62,8 @@ class NetTrimADMM(Solver[NetTrim]):
         relaxation: of ADMM, in (0, 2).
         memory: GiB that arrays of neurons x samples may take besides the problem's and the answer's; a layer
             that needs more is solved in parts, with a joint ball by a root search for its multiplier.
+        linear_solver: how ADMM's linear system is solved: "factor", "cg" (conjugate gradients, products with the
+            inputs alone), or "auto", a factor unless its memory, $8 \min(n, d)^2$ bytes, passes half a gigabyte.
 
     Raises:
         InvalidInputError: a setting out of its range.
@@ -77,6 +80,7 @@ class NetTrimADMM(Solver[NetTrim]):
     max_rounds: int = 120
     relaxation: float = 1.6
     memory: float = 4.0
+    linear_solver: str = "auto"
 
     accepts: ClassVar = (NetTrim,)
     summary: ClassVar[str] = "Net-Trim's convex program to machine precision: ADMM, then Newton on the support"
@@ -89,6 +93,8 @@ class NetTrimADMM(Solver[NetTrim]):
             raise InvalidInputError(
                 f"{self} given; counts are >= 1, handover, tolerance and memory > 0, relaxation in (0, 2)"
             )
+        if self.linear_solver not in CHOICES:
+            raise InvalidInputError(f"linear_solver = {self.linear_solver!r} given; accepted are {', '.join(CHOICES)}")
 
     @property
     def promises(self) -> frozenset[Promise]:
@@ -112,20 +118,22 @@ class NetTrimADMM(Solver[NetTrim]):
             if problem.radius is None or problem.per_neuron:
                 return decoupled(problem, whole.run, neurons)
             return common_ball(problem, whole.run, neurons, self.tolerance)
-        method = FirstOrder(Layer.of(problem), self.relaxation)
+        method = FirstOrder(Layer.of(problem), self.relaxation, self.linear_solver)
         return self.solve_layer(method, method.start(), progress)[0]
 
     def solve_layer(self, method: FirstOrder, state: State, progress: Progress | None = None) -> tuple[Answer, State]:
         """Both phases from a given state, for instance that of another radius; the answer, and ADMM's last state."""
         layer = method.exact
+        before = method.linear.steps
         state, steps = self._approach(method, state, progress)
+        made = method.linear.steps - before
         result = finish(layer, state.to(torch.float64), self.tolerance, self.max_rounds)
         answer = Answer(
             layer.matrix(result.u),
             (result.termination,),
             steps,
             {"multipliers": (result.lam * layer.dual_unit).mT.contiguous()},
-            {"rounds": float(result.rounds), "newton_steps": float(result.newton)},
+            {"rounds": float(result.rounds), "newton_steps": float(result.newton), "cg_steps": float(made)},
         )
         return answer, state
 

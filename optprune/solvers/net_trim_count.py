@@ -60,7 +60,7 @@ def solve_for_count(
     if top is not None:
         least = min(least, top)
     search = _Bracket(k, max(math.log(0.1), math.log(least)), top, least)
-    method = FirstOrder(Layer.of(replace(problem, radius=unit)), solver.relaxation)
+    method = FirstOrder(Layer.of(replace(problem, radius=unit)), solver.relaxation, solver.linear_solver)
     whole = method.exact.radius
     assert whole is not None
     state = method.start()

@@ -1,5 +1,8 @@
 """Every linear map is the matrix that it stands for: products, columns, Gram matrices, bounds, files."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -163,3 +166,29 @@ def test_what_is_no_matrix_is_refused(tmp_path):
         PatchMap(images / 0, 2)
     with pytest.raises(InvalidInputError, match="of kind 'Other'"):
         LinearMap.read({}, {"kind": "Other"})
+
+
+_PRODUCTS = """
+import resource, sys, torch
+from optprune.numerics.linear import DiskMap
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch.ones(200, 200, dtype=torch.float64) @ torch.ones(200, 200, dtype=torch.float64)
+before = peak()
+linear = DiskMap(sys.argv[1])
+through = linear.forward(torch.ones(2, linear.shape[1], dtype=torch.float64))
+linear.bounded_adjoint(through), linear.adjoint(through), linear.gram(), linear.mean_square()
+print((peak() - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_products_with_a_file_take_a_fraction_of_its_size(tmp_path):
+    """A quarter of a file of 200 MB; what a product holds is blocks of 8 MB, a few at a time."""
+    file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float64, (50_000, 500))
+    for start in range(0, 50_000, 1000):
+        file[start : start + 1000] = normal(1000, 500, seed=start).numpy()
+    del file
+    run = [sys.executable, "-c", _PRODUCTS, str(tmp_path / "x.npy")]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 50e6
