@@ -38,9 +38,10 @@ def test_whole_network(tmp_path):
     assert printed.count("% of the test images right") == 2
 
 
-def test_lenet300_mnist_says_what_it_needs(tmp_path):
+@pytest.mark.parametrize("script", ["lenet300_mnist.py", "net_trim_mnist.py"])
+def test_what_needs_data_says_so(tmp_path, script):
     environment = {key: value for key, value in os.environ.items() if key != "OPTPRUNE_DATA"}
-    command = [sys.executable, EXAMPLES / "lenet300_mnist.py", "--output", tmp_path]
+    command = [sys.executable, EXAMPLES / script, "--output", tmp_path]
     environment["PYTHONPATH"] = str(EXAMPLES.parent)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode != 0
@@ -61,3 +62,18 @@ def test_lenet300_mnist(tmp_path, data_dir, method):
         assert row["error"] <= row["bound"]
     assert (tmp_path / "results.md").read_text().count(f"| {method} | 0.3 |") == 2
     assert "FAILS" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["fc", "lenet5"])
+def test_net_trim_mnist(tmp_path, data_dir, network):
+    small = ("--images", 3000, "--epochs", 2, "--tuning", 1, "--rows", 60, "--gains", 0.3)
+    run("net_trim_mnist.py", "--network", network, *small, "--output", tmp_path)
+    document = json.loads((tmp_path / network / "results.json").read_text())
+    (row,) = document["rows"]
+    assert document["dense"] > 0.85
+    assert row["stopped"] == ["converged"]
+    assert row["gap"] <= 1e-6
+    assert row["density"] < 0.3
+    assert row["after"] > row["before"] - 0.02
+    assert (tmp_path / network / "curve.png").stat().st_size > 0
