@@ -89,8 +89,8 @@ def dense_network(path: Path, name: str, images: Tensor, labels: Tensor, epochs:
 
 def density(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> float:
     """Nonzero weights of the layers of some kinds, as a share."""
-    weights = [m.weight for m in model.modules() if isinstance(m, kinds)]
-    return sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    weights = [m.get_parameter("weight") for m in model.modules() if isinstance(m, kinds)]
+    return sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
 def measured(model: nn.Module, job: dict, data: tuple[Tensor, Tensor, Tensor, Tensor], tuning: int) -> dict:
@@ -164,8 +164,8 @@ def main() -> None:
             "set OPTPRUNE_DATA to a folder whose subfolder mnist holds the four gzipped idx files of MNIST"
         )
 
-    images, labels, *test = mnist(Path(os.environ["OPTPRUNE_DATA"]) / "mnist")
-    data = (images[: asked.images], labels[: asked.images], *test)
+    images, labels, test_images, test_labels = mnist(Path(os.environ["OPTPRUNE_DATA"]) / "mnist")
+    data = (images[: asked.images], labels[: asked.images], test_images, test_labels)
     folder = asked.output / asked.network
     model = dense_network(folder / "dense.safetensors", asked.network, data[0], data[1], asked.epochs)
     dense = accuracy(model, data[2], data[3])

@@ -33,6 +33,7 @@ def program(form: str, seed: int) -> NetTrim:
 
 def reference(problem: NetTrim) -> tuple[float, np.ndarray]:
     """Optimal value and multipliers from an interior-point method."""
+    assert isinstance(problem.inputs, torch.Tensor)
     x, y, active = problem.inputs.numpy(), problem.targets.numpy(), problem.active.numpy()
     ceiling = np.zeros_like(y) if problem.ceiling is None else problem.ceiling.numpy()
     u, residual = cp.Variable(problem.shape), cp.Variable(y.shape)
@@ -95,6 +96,7 @@ def test_the_computed_bound_is_below_the_exact_one(form):
     found = dual_bound(problem, raw)
     lam = torch.where(problem.active, raw, raw.clamp(min=0))
     exact = [[Fraction(v) for v in row] for row in lam.tolist()]
+    assert isinstance(problem.inputs, torch.Tensor)
     x = [[Fraction(v) for v in row] for row in problem.inputs.tolist()]
     y = problem.targets.tolist()
     scale = [max(Fraction(s), Fraction(1)) for s in found.stretch.tolist()]
