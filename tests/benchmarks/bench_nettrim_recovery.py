@@ -1,0 +1,78 @@
+"""How many samples Net-Trim needs to find a sparse neuron exactly, beside the number that theory asks for.
+
+    python tests/benchmarks/bench_nettrim_recovery.py [--out FILE] [--trials 40]
+
+Inputs with independent standard normal entries, a neuron with s of N weights, radius 0; found means that all weights
+are within 1e-6 of the neuron's norm. Theory (Aghasi et al. 2017, Theorem 3): P >= (11 s + 7) mu log N samples fail with
+probability at most N^(1 - mu). A JSON file with the shares found, their Clopper-Pearson intervals at 99.9 %, and the
+ratio of theory's P to the least P at which 95 % were found. Exits with 1 where theory is refuted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from scipy.stats import beta
+
+import optprune as op
+
+MU = 1.5
+CASES = {(40, 2): (8, 12, 16, 20, 24, 32, 48), (80, 4): (16, 24, 32, 40, 48, 64)}
+
+
+def theory(n: int, s: int) -> int:
+    """The theorem's number of samples."""
+    return math.ceil((11 * s + 7) * MU * math.log(n))
+
+
+def found(n: int, s: int, samples: int, trials: int, seed: int = 0) -> int:
+    """How many of the trials end with the neuron itself."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = {"generator": generator, "dtype": torch.float64}
+    count = 0
+    for _ in range(trials):
+        inputs, weight = torch.randn(samples, n, **draw), torch.zeros(1, n, dtype=torch.float64)
+        weight[0, torch.randperm(n, generator=generator)[:s]] = torch.randn(s, **draw)
+        answer = op.NetTrimADMM().run(op.NetTrim.from_layer(weight, inputs, 0.0))
+        near = float((answer.matrix - weight).norm()) <= 1e-6 * float(weight.norm())
+        count += near and answer.termination[0].ok
+    return count
+
+
+def interval(count: int, trials: int) -> tuple[float, float]:
+    """Clopper and Pearson's, at 99.9 %."""
+    low = 0.0 if count == 0 else float(beta.ppf(0.0005, count, trials - count + 1))
+    return low, 1.0 if count == trials else float(beta.ppf(0.9995, count + 1, trials - count))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench_nettrim_recovery.json"))
+    parser.add_argument("--trials", type=int, default=40)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, ratios, refuted = [], {}, False
+    for (n, s), sizes in CASES.items():
+        asks, least = theory(n, s), None
+        for samples in (*sizes, asks):
+            count = found(n, s, samples, asked.trials)
+            low, high = interval(count, asked.trials)
+            rows.append(
+                {"inputs": n, "nonzeros": s, "samples": samples, "found": count / asked.trials, "interval": (low, high)}
+            )
+            least = samples if least is None and count >= 0.95 * asked.trials else least
+            print(f"N {n:3} s {s} P {samples:4}  found {count / asked.trials:.3f}  [{low:.3f}, {high:.3f}]", flush=True)
+            refuted |= samples == asks and high < 1 - n ** (1 - MU)
+        ratios[f"{n}, {s}"] = None if least is None else asks / least
+        print(f"N {n} s {s}: theory asks for {asks} samples, {ratios[f'{n}, {s}']} times the least with 95 %")
+    asked.out.write_text(json.dumps({"mu": MU, "rows": rows, "ratios": ratios, "refuted": refuted}, indent=1))
+    return int(refuted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
