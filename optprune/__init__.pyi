@@ -9,13 +9,27 @@ from .network.verify import verify
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
 from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
-from .solvers import ADMM, Cvxpy, Exhaustive, Magnitude, NetTrimADMM, Solver, Wanda, solve, solve_all, solve_for_count
+from .solvers import (
+    ADMM,
+    OBC,
+    Cvxpy,
+    Exhaustive,
+    Magnitude,
+    NetTrimADMM,
+    Solver,
+    SwapSearch,
+    Wanda,
+    solve,
+    solve_all,
+    solve_for_count,
+)
 from .statistics import Samples, Statistics
 
 __version__: str
 
 __all__ = [
     "ADMM",
+    "OBC",
     "Blocks",
     "Certificate",
     "Columns",
@@ -42,6 +56,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Statistics",
+    "SwapSearch",
     "Termination",
     "Wanda",
     "bounds",

@@ -76,6 +76,8 @@ def _value(name: str, text: str, hint: Any) -> Any:
                 continue
         if kind is str:
             return text
+        if isinstance(kind, type) and issubclass(kind, Solver) and text in solvers():
+            return solvers()[text]()
     raise InvalidInputError(f"{name}={text} given; {_described(kinds)} is needed")
 
 

@@ -58,6 +58,10 @@ class Pattern(ABC):
     def kept(self, shape: Shape) -> int | Tensor:
         """Units kept in each budget; a tensor `(budgets,)` where they differ."""
 
+    @abstractmethod
+    def tile(self, shape: Shape) -> Shape:
+        """(rows, columns) of a unit: units are the tiles of the matrix cut into such rectangles."""
+
     def validate(self, shape: Shape) -> None:
         """Check that the pattern fits a matrix of this shape.
 

@@ -51,6 +51,9 @@ class Blocks(Pattern):
     def kept(self, shape: Shape) -> int:
         return self.k
 
+    def tile(self, shape: Shape) -> Shape:
+        return (self.rows, self.columns)
+
     def split(self, groups: int, shape: Shape) -> list[Pattern]:
         return [Blocks(self.rows, self.columns, k) for k in divide(self.k, groups)]
 
@@ -84,6 +87,9 @@ class Rows(Pattern):
     def kept(self, shape: Shape) -> int:
         return self.k
 
+    def tile(self, shape: Shape) -> Shape:
+        return (1, shape[1])
+
     def split(self, groups: int, shape: Shape) -> list[Pattern]:
         return [Rows(k) for k in divide(self.k, groups)]
 
@@ -116,6 +122,9 @@ class Columns(Pattern):
 
     def kept(self, shape: Shape) -> int:
         return self.k
+
+    def tile(self, shape: Shape) -> Shape:
+        return (shape[0], 1)
 
     def split(self, groups: int, shape: Shape) -> list[Pattern]:
         return [self] * groups

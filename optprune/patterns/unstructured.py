@@ -28,6 +28,9 @@ class _FlatPattern(Pattern):
     ) -> Shaped[Tensor, "*batch out in"]:
         return x.reshape(*x.shape[:-3], *shape)
 
+    def tile(self, shape: Shape) -> Shape:
+        return (1, 1)
+
 
 @dataclass(frozen=True)
 class PerLayer(_FlatPattern):

@@ -7,10 +7,13 @@ from optprune.solvers.exhaustive import Exhaustive
 from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
 from optprune.solvers.net_trim_count import solve_for_count
+from optprune.solvers.obc import OBC
+from optprune.solvers.swap_search import SwapSearch
 from optprune.solvers.wanda import Wanda
 
 __all__ = [
     "ADMM",
+    "OBC",
     "Cvxpy",
     "Exhaustive",
     "IterativeSolver",
@@ -19,6 +22,7 @@ __all__ = [
     "Progress",
     "Promise",
     "Solver",
+    "SwapSearch",
     "Wanda",
     "solve",
     "solve_all",
