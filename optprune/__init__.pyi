@@ -1,4 +1,4 @@
-from . import bounds, certify, errors, testing
+from . import bounds, certify, errors, testing, training
 from .network import plan
 from .network.export import export
 from .network.plan import Plan, Radius
@@ -71,6 +71,7 @@ __all__ = [
     "solve_for_count",
     "stack",
     "testing",
+    "training",
     "unstack",
     "verify",
 ]

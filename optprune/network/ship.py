@@ -21,7 +21,6 @@ from optprune.network.total import total
 from optprune.problems import Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution, Termination
-from optprune.solvers import Solver
 
 _FAVOUR = (
     Termination.CLOSED_FORM,
@@ -47,7 +46,7 @@ def ship(
     solved: Solved,
     captured: Captured,
     target: Target,
-    solver: Solver,
+    solver: object,
     evidence: bool,
 ) -> LayerRecord:
     """Write a layer into the models, then certify and measure what was written.
@@ -58,7 +57,7 @@ def ship(
         solved: problems and solutions, one per group.
         captured: what the layer saw, for the error over all rows.
         target: what the plan asked for.
-        solver: what solved it.
+        solver: what solved it; its `repr` is recorded.
         evidence: keep problems and dual points in the record.
 
     Raises:
