@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from optprune.network.calibration import Calibration, map_tensors, tensors_of
+from optprune.network.chain import chain_errors, closed_forms
 from optprune.network.graph import trace
 from optprune.network.lipschitz import UnknownError
 from optprune.network.recursion import Recursion
@@ -41,7 +42,7 @@ def network_bound(
         cascade: which of the two.
 
     Guarantees:
-        T04 (a), (c), (d), (e), (g), rounding of the float64 run included.
+        T04 (a), (c), (d), (e), (g), rounding of the float64 run included; T07 (a) where the network is a chain.
     """
     wide, thin = copy.deepcopy(dense).double(), copy.deepcopy(pruned).to(data.device).double()
     traced, reason = trace(wide)
@@ -56,11 +57,15 @@ def network_bound(
     known = None if measured.samples == 0 else measured
     if not math.isfinite(measured.error):
         reason = "the outputs hold NaN or infinity"
-    bound, terms = None, {}
+    bound, terms, forms = None, {}, None
     if walk is not None and not reason:
         try:
             recursion = Recursion(walk)
             bound, terms = recursion.bound(), recursion.terms
+            errors = chain_errors(walk, recursion)
+            if errors:
+                terms = {name: term | {"behind": errors[name]} for name, term in terms.items()}
+                forms = closed_forms(walk, errors, math.sqrt(measured.scale))
         except UnknownError as error:
             reason = str(error)
     return NetworkBound(
@@ -71,6 +76,7 @@ def network_bound(
         "float64",
         terms,
         reason,
+        forms,
     )
 
 

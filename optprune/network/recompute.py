@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import optprune.problems
+from optprune.bounds.net_trim import parallel_bounds
 from optprune.certify import recheck
 from optprune.errors import FileFormatError
 from optprune.network import files
@@ -151,3 +152,11 @@ def check_network(run: Examination) -> None:
             run.add(name, files.REPORT, f"gain {term['gain']:.17g} recorded, the norm is {norm:.17g} at least")
         if term["bound"] < term["local"]:
             run.add(name, files.REPORT, f"bound {term['bound']:.17g} recorded, below the layer's own error")
+    if network.chain is not None:
+        weights = [state[run.layers[name]["weight"]].double().flatten(1) for name in network.terms]
+        found = parallel_bounds([t["behind"] for t in network.terms.values()], weights, weights, network.chain.size)
+        for name in ("spectral", "frobenius", "l1"):  # the printed one needs the dense weights, which are not in a run
+            for difference in _difference(name, getattr(network.chain, name), getattr(found, name), 0.0):
+                run.add(None, files.REPORT, f"closed form of the network's bound: {difference}")
+        if network.chain.printed is not None and network.chain.printed < network.chain.l1:
+            run.add(None, files.REPORT, "closed form of the network's bound: printed recorded, below that of l1")

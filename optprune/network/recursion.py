@@ -60,6 +60,10 @@ class Recursion:
                 self._discrepancy[node] = self._layer(node, note) if affine_layer else self._operation(node, note)
         raise UnknownError("the traced graph has no output")
 
+    def own_error(self, node: fx.Node) -> float:
+        """What the pruned layer before an operation, or at it, changes there by itself, rounding included."""
+        return plus(_local(self._walk.notes[node]), self._behind[node].lost)
+
     def _operation(self, node: fx.Node, note: Note) -> float:
         """Behind an operation that both networks share."""
         passed = [through(constant, self._of(source)) for source, constant in note.factors.items()]

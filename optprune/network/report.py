@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
+from optprune.bounds.net_trim import ParallelBounds
 from optprune.errors import InvalidInputError
 from optprune.problems._base import Problem
 from optprune.solution import Certificate, Termination
@@ -123,8 +124,11 @@ class NetworkBound:
             the discrepancy `incoming`, its `local` error, and the `bound` of its output's discrepancy: gain times
             incoming plus local. Behind an activation or a pooling the recursion goes on with the error that is left
             there. In cascade mode the gain is 0 and `local` is the discrepancy itself, which is measured; where the
-            last operation is a pruned layer, bound and measurement are then one number.
+            last operation is a pruned layer, bound and measurement are then one number. In a chain also `behind`, the
+            layer's own error behind its activation.
         reason: why there is no bound, naming the operation; "" where there is one.
+        chain: the closed forms of the sources (T07), functions of `behind` and of the layers' norms alone; None in
+            cascade mode, and where the network is no plain chain of pruned layers and maps that expand nothing.
     """
 
     bound: float | None
@@ -134,6 +138,7 @@ class NetworkBound:
     dtype: str
     terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reason: str = ""
+    chain: ParallelBounds | None = None
 
     @property
     def relative_bound(self) -> float | None:
@@ -154,6 +159,7 @@ class NetworkBound:
         """A JSON-ready record; inverse of `from_json`."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         record["terms"] = {name: dict(term) for name, term in self.terms.items()}
+        record["chain"] = None if self.chain is None else asdict(self.chain)
         return _encode(record)
 
     @classmethod
@@ -169,6 +175,10 @@ class NetworkBound:
             data["terms"] = {
                 name: {key: float(value) for key, value in term.items()} for name, term in record["terms"].items()
             }
+            if record["chain"] is not None:
+                chain = dict(record["chain"])
+                printed, sizes = _number(chain.pop("printed")), {name: float(value) for name, value in chain.items()}
+                data["chain"] = ParallelBounds(printed, **sizes)
             return cls(**data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(f"not a network bound: {error}; write it with NetworkBound.to_json") from error
@@ -180,7 +190,18 @@ class NetworkBound:
             return f"{head} {measured}; no bound: {self.reason}"
         relation = "<=" if self.measured is None or self.measured <= self.bound else "EXCEEDS"
         remark = "; the bound is vacuous, larger than the output" if self.vacuous else ""
-        return f"{head} {measured} {relation} bound {_with_share(self.bound, self.scale)}{remark}"
+        closed = "" if self.chain is None else f"\n{self._closed_forms(self.chain)}"
+        return f"{head} {measured} {relation} bound {_with_share(self.bound, self.scale)}{remark}{closed}"
+
+    @staticmethod
+    def _closed_forms(chain: ParallelBounds) -> str:
+        """One line: the bound for each norm in place of a layer's gain."""
+        texts = []
+        for name, norm in CLOSED_FORMS.items():
+            value = getattr(chain, name)
+            text = "does not apply" if value is None else _with_share(value, chain.size)
+            texts.append(f"{norm} {text}" + (", vacuous" if value is not None and chain.vacuous(name) else ""))
+        return "closed forms of the chain (T07), by norm: " + "; ".join(texts)
 
 
 @dataclass(frozen=True)
@@ -270,6 +291,9 @@ class Report:
             lines.append(str(self.network))
         return "\n".join(lines)
 
+
+CLOSED_FORMS = {"spectral": "spectral", "frobenius": "Frobenius", "l1": "l1", "printed": "l1 of the dense, as printed"}
+"""Fields of `ParallelBounds`, the least first, and what a report calls them."""
 
 COLUMNS = (
     "layer",

@@ -343,6 +343,9 @@ def test_a_forged_bias_disagrees_with_its_certificate(whole, tmp_path):
         (("measured",), lambda number: 1e6 * number, "exceeds its bound"),
         (("terms", "2", "gain"), lambda number: 0.5 * number, "layer '2'.*the norm is"),
         (("terms", "4", "local"), lambda number: 1e6 * number, "layer '4'.*below the layer's own error"),
+        (("terms", "2", "behind"), lambda number: 0.9 * number, "closed form.*spectral .* recomputed"),
+        (("chain", "frobenius"), lambda number: 0.9 * number, "closed form.*frobenius .* recomputed"),
+        (("chain", "printed"), lambda number: 1e-3 * number, "closed form.*below that of l1"),
     ],
 )
 def test_a_forged_network_bound_contradicts_itself(whole, tmp_path, path, change, message):
