@@ -96,7 +96,11 @@ class Method(ABC):
         self._steps, self._total = 0, torch.zeros((), dtype=torch.float64)
         self._started = time.perf_counter()
         self._layers = layers
-        self._begin()
+        try:
+            self._begin()
+        except Exception:
+            self._layers = {}
+            raise
         return self
 
     @property
@@ -133,6 +137,8 @@ class Method(ABC):
         self._require_running("step")
         self._total = _added(self._total, loss)
         self._steps += 1
+        if self._frozen is not None and self._optimizer is None:
+            self._frozen.apply()  # an optimizer that is known has done it
         if not self._pruned:
             self._after_step()
         if self._steps % self.every:
@@ -157,9 +163,16 @@ class Method(ABC):
         if self._pruned:
             raise InvalidInputError("hard pruned already; go on training with the frozen masks, or call finish")
         masks = self._chosen()
-        self._frozen = freeze(self._model, masks, self._optimizer)
+        self._hold(masks)
         self._pruned = True
         return masks
+
+    def _hold(self, masks: Mapping[str, Tensor]) -> None:
+        """Freeze the model with these masks from now on."""
+        if self._frozen is None:
+            self._frozen = freeze(self._model, masks, self._optimizer)
+        else:
+            self._frozen.set(masks)
 
     def _chosen(self) -> dict[str, Tensor]:
         """The final masks, within those that are held already."""
@@ -300,7 +313,7 @@ class Method(ABC):
         self._started = time.perf_counter() - state["seconds"]
         self.history = copy.deepcopy(state["history"])
         if state["masks"]:
-            self._frozen = freeze(self._model, state["masks"], self._optimizer)
+            self._hold(state["masks"])
         for kind, own in self._tensors().items():
             for name, tensor in own.items():
                 tensor.copy_(state["tensors"][kind][name])

@@ -40,12 +40,12 @@ class PlannedLayer:
     @property
     def count(self) -> int:
         """Weights that the patterns keep."""
-        return sum(pattern.count(self._shape) for pattern in self.patterns)
+        return sum(pattern.count(self.shape) for pattern in self.patterns)
 
     @property
     def kept(self) -> list[int | Tensor]:
         """Per group, the units that each budget of its pattern keeps."""
-        return [pattern.kept(self._shape) for pattern in self.patterns]
+        return [pattern.kept(self.shape) for pattern in self.patterns]
 
     def scores(self, values: Tensor) -> list[Tensor]:
         """Per group, the squared norms `(budgets, units)` of the units of a tensor in the shape of the weight.
@@ -65,8 +65,8 @@ class PlannedLayer:
         """The mask in the shape of the weight that keeps the given units whole; inverse of `units`."""
         parts = []
         for pattern, chosen in zip(self.patterns, units, strict=True):
-            size = pattern.layout(self._shape)[2]
-            parts.append(pattern.from_units(chosen.unsqueeze(-1).expand(*chosen.shape, size), self._shape))
+            size = pattern.layout(self.shape)[2]
+            parts.append(pattern.from_units(chosen.unsqueeze(-1).expand(*chosen.shape, size), self.shape))
         return self.adapter.weight_from(torch.stack(parts))
 
     def support(self, values: Tensor) -> Tensor:
@@ -78,7 +78,8 @@ class PlannedLayer:
         return torch.where(self.support(values), values, 0.0)
 
     @property
-    def _shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, int]:
+        """(out, d) of the matrix of one group."""
         return (self.adapter.shape[0] // self.adapter.groups, self.adapter.shape[1])
 
 

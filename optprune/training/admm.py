@@ -15,7 +15,7 @@ from optprune.network.plan import Plan
 from optprune.training._base import require
 from optprune.training._layers import planned_layers
 from optprune.training._splitting import Splitting, norm
-from optprune.training.freeze import freeze, frozen_masks
+from optprune.training.freeze import frozen_masks
 
 
 @dataclass(eq=False)
@@ -92,8 +92,7 @@ class ADMM(Splitting):
         """Prune to the stage's pattern for good; what is left starts anew under the next one."""
         held = frozen_masks(self._model)
         masks = {name: layer.support(layer.weight) for name, layer in self._layers.items()}
-        masks = {name: mask & held.get(name, True) for name, mask in masks.items()}
-        self._frozen = freeze(self._model, masks, self._optimizer)
+        self._hold({name: mask & held.get(name, True) for name, mask in masks.items()})
         self._stage, self._within, self._rho = self._stage + 1, 0, self.rho
         self._layers = self._stages[self._stage]
         for name, layer in self._layers.items():

@@ -21,6 +21,9 @@ METHODS: dict[str, Callable[..., Method]] = {
         model, plan, *rest, every=EVERY, rho=0.1, through=(op.plan.uniform(model, density=0.6),), periods=2
     ),
     "slr": lambda *given: op.training.SLR(*given, every=EVERY, rho=0.1),
+    "iht": lambda *given: op.training.IHT(*given, every=EVERY),
+    "drop": lambda *given: op.training.DropPruning(*given, every=EVERY, rounds=4, recovery=0.5),
+    "gradual": lambda *given: op.training.Gradual(*given, every=EVERY, rounds=4),
 }
 
 
@@ -124,7 +127,7 @@ def test_wrong_use_is_refused(kind):
     method.penalty()
     with pytest.raises(InvalidInputError, match=r"shape \(3,\) as the loss"):
         method.step(torch.ones(3))
-    other = type(method)(model, op.plan.uniform(model, density=0.3), every=EVERY + 1)
+    other = type(method)(cnn(), op.plan.uniform(model, density=0.3), every=EVERY + 1)
     with pytest.raises(InvalidInputError, match="settings"):
         other.load_state_dict(method.state_dict())
     method.prune()
