@@ -38,6 +38,14 @@ def test_whole_network(tmp_path):
     assert printed.count("% of the test images right") == 2
 
 
+def test_training(tmp_path):
+    short = ("--hidden", 24, 16, "--epochs", 4, "--retrain", 1, "--density", 0.2, "--output", tmp_path)
+    printed = run("training.py", *short)
+    assert printed.count("% of the test images right") == 3
+    assert "3 certificates of 3 layers recomputed, all as recorded" in printed
+    assert (tmp_path / "history.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize("script", ["lenet300_mnist.py", "net_trim_mnist.py"])
 def test_what_needs_data_says_so(tmp_path, script):
     environment = {key: value for key, value in os.environ.items() if key != "OPTPRUNE_DATA"}

@@ -177,7 +177,7 @@ def _network(dense: nn.Module, pruned: nn.Module, data: Calibration, names: list
     if not other:
         return found
     reason = f"'{other}' changed too and is no pruned layer's; the recursion follows the errors of pruned layers alone"
-    return replace(found, bound=None, terms={}, reason=reason)
+    return replace(found, bound=None, terms={}, chain=None, reason=reason)
 
 
 def _changed_elsewhere(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]) -> str | None:
