@@ -132,7 +132,7 @@ def _default_methods(target: str) -> tuple[str, ...]:
     base = rule(target)
     if isinstance(base, Radius):
         return ("net-trim",)
-    return ("net-trim", "admm") if isinstance(base, float) else ("admm",)
+    return ("net-trim", "portfolio") if isinstance(base, float) else ("portfolio",)
 
 
 def _prepared(job: Job, bars: Bars) -> tuple[nn.Module, Data]:

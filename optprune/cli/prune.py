@@ -49,7 +49,7 @@ def prune(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method of `optprune methods`; may be repeated. By default net-trim and admm, where both apply."
+            help="A method of `optprune methods`; may be repeated. By default net-trim and portfolio, where both apply."
         ),
     ] = None,
     density: Annotated[

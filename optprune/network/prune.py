@@ -44,8 +44,9 @@ from optprune.patterns import PerLayer
 from optprune.problems import Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
-from optprune.solvers import Solver, solve_all
+from optprune.solvers import Portfolio, Solver, solve_all
 
+DEFAULT_SOLVER = Portfolio()
 M = TypeVar("M", bound=nn.Module)
 Mode = Literal["parallel", "cascade"]
 Progress = Callable[[str, int, int], None]
@@ -70,7 +71,7 @@ def prune(
     model: M,
     batches: Iterable[Any],
     plan: Plan,
-    solver: Solver,
+    solver: Solver = DEFAULT_SOLVER,
     *,
     mode: Mode = "parallel",
     inplace: bool = False,
@@ -93,7 +94,7 @@ def prune(
         batches: calibration data, read several times: tensors, tuples that begin with the input, or mappings of keyword
             arguments. One tensor is one batch.
         plan: what each layer is pruned to, from `plan.uniform` or `plan.radius`.
-        solver: of `L0LeastSquares` or `NetTrim`.
+        solver: of `L0LeastSquares` or `NetTrim`; the default is for plans of patterns.
         mode: "parallel": every layer sees the dense network's activations. "cascade": inputs come from the pruned
             prefix, targets from the dense network, layer after layer.
         inplace: write into `model` and return it, instead of a copy.

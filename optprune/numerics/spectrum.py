@@ -12,7 +12,7 @@ from optprune.numerics.checks import require_finite
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    r"""$G = V \operatorname{diag}(\lambda) V^\top$ in float64, with $\lambda \ge 0$.
+    r"""$G = V \operatorname{diag}(\lambda) V^\top$, computed in float64, with $\lambda \ge 0$.
 
     Attributes:
         values: $\lambda$, ascending.
@@ -54,6 +54,10 @@ class Spectrum:
             )
         return Spectrum(values.clamp(min=0), vectors, (values < 0).sum(-1))
 
+    def to(self, dtype: torch.dtype) -> "Spectrum":
+        """The same decomposition rounded to another precision, in which `solve` then works."""
+        return Spectrum(self.values.to(dtype), self.vectors.to(dtype), self.clamped)
+
     def solve(
         self, rhs: Float[Tensor, "*batch d k"], shift: float | Float[Tensor, "*shifts"]
     ) -> Float[Tensor, "*shifts_batch d k"]:
@@ -68,7 +72,7 @@ class Spectrum:
             InvalidInputError: $\sigma$ is negative or not finite.
             NotPositiveDefiniteError: $G + \sigma I$ is singular: an eigenvalue is zero and so is the shift.
         """
-        sigma = torch.as_tensor(shift, dtype=torch.float64, device=self.values.device)
+        sigma = torch.as_tensor(shift, dtype=self.values.dtype, device=self.values.device)
         if not bool(((sigma >= 0) & sigma.isfinite()).all()):
             raise InvalidInputError(f"shift {shift} was given; shifts are finite numbers >= 0.")
         scale = self.values + sigma.unsqueeze(-1)
@@ -77,5 +81,5 @@ class Spectrum:
                 f"The Gram matrix has {int((self.values == 0).sum())} zero eigenvalues and the shift is "
                 "zero, so the system is singular. Give a positive shift."
             )
-        rotated = self.vectors.mT @ rhs.to(torch.float64)
+        rotated = self.vectors.mT @ rhs.to(self.values.dtype)
         return self.vectors @ (rotated / scale.unsqueeze(-1))

@@ -8,6 +8,8 @@ from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
 from optprune.solvers.net_trim_count import solve_for_count
 from optprune.solvers.obc import OBC
+from optprune.solvers.portfolio import Portfolio
+from optprune.solvers.sparsegpt import SparseGPT
 from optprune.solvers.swap_search import SwapSearch
 from optprune.solvers.wanda import Wanda
 
@@ -19,9 +21,11 @@ __all__ = [
     "IterativeSolver",
     "Magnitude",
     "NetTrimADMM",
+    "Portfolio",
     "Progress",
     "Promise",
     "Solver",
+    "SparseGPT",
     "SwapSearch",
     "Wanda",
     "solve",

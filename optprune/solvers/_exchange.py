@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from optprune.numerics.exchange import Fit
-from optprune.solvers._bands import Bands
+from optprune.solvers._bands import FLOOR, Bands
 
-ROUNDING = 1e-13
-"""Decreases below this part of a band's energy are rounding error."""
+NOISE = 0.1 * FLOOR
+"""Decreases below this part of a band's energy are the work of the damping and of rounding, and can go in circles."""
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class Descent:
         for made in range(self.max_exchanges + 1):
             gain, unit = (x.flatten(1) for x in fit.exchange_gains())
             best, slot = gain.max(-1)
-            helps = best > self.tolerance * excess + ROUNDING * energy
+            helps = best > self.tolerance * excess + NOISE * energy
             going = helps & (made < self.max_exchanges)
             if not bool(going.all()):
                 self.excess[band], self.stalled[band] = excess, helps
@@ -121,7 +121,7 @@ class Descent:
         gain, cost, excess, energy = (
             x.unflatten(0, (len(self.bands.gram), -1)) for x in (border.gain, border.cost, self.excess, self.energy)
         )
-        least = (self.tolerance * excess + ROUNDING * energy).mean(-1, keepdim=True)
+        least = (self.tolerance * excess + NOISE * energy).mean(-1, keepdim=True)
         low, high = torch.zeros_like(least), gain.amax(-1, keepdim=True) + least
         for _ in range(60):
             price = 0.5 * (low + high)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
@@ -20,14 +20,14 @@ from optprune.solvers._refit import refit
 
 @dataclass(frozen=True)
 class ADMMState:
-    """Iterates in the coordinates where the Gram matrix has a unit diagonal.
+    """Iterates in the coordinates where the Gram matrix has a unit diagonal and the largest weight has size one.
 
     Attributes:
         spectrum: eigen-decomposition of the scaled Gram matrix, computed once.
         linear: the scaled linear term.
         sparse: the copy with an admissible support.
         multipliers: of `smooth = sparse`, unscaled.
-        smooth: the copy that carries the loss.
+        settled: steps since the support changed.
         rho: the penalty, growing.
     """
 
@@ -35,7 +35,7 @@ class ADMMState:
     linear: Float[Tensor, "*batch out in"]
     sparse: Float[Tensor, "*batch out in"]
     multipliers: Float[Tensor, "*batch out in"]
-    smooth: Float[Tensor, "*batch out in"]
+    settled: Int[Tensor, "*batch"]
     rho: float
 
 
@@ -53,10 +53,12 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     optimality, for that there is the certificate.
 
     Attributes:
-        rho: the first penalty, relative to the unit diagonal.
+        rho: the first penalty, relative to the unit diagonal. The default suits ill-conditioned layers; where the
+            condition number is below $10^4$ or so, 0.03 saves half of the steps and loses nothing.
         growth: $\kappa > 1$, per step. The slow default reaches lower errors than the support-driven rule of ALPS,
             which stops after some 30 steps on ill-conditioned layers.
-        tolerance: converged when $\lVert W - D \rVert_F \le$ `tolerance` $\lVert D \rVert_F$.
+        patience: converged when the support has not changed for so many steps.
+        precision: of the steps, "float32" or "float64"; eigen-decomposition and refit are always float64.
 
     References:
         Meng, Behdin, Wang & Mazumder 2024 (ALPS), Algorithm 1; Boyd et al. 2011, section 9.1. The schedule is ours.
@@ -66,7 +68,8 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     check_every: int = 10
     rho: float = 1e-4
     growth: float = 1.05
-    tolerance: float = 1e-4
+    patience: int = 10
+    precision: Literal["float32", "float64"] = "float32"
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)
     summary: ClassVar[str] = "ADMM with a growing penalty on the l0 problem, then exact refit"
@@ -74,53 +77,59 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.rho > 0 and self.growth > 1 and self.tolerance > 0):
+        if not (0 < self.rho < float("inf") and 1 < self.growth < float("inf") and self.patience > 0):
             raise InvalidInputError(
-                f"ADMM with rho={self.rho}, growth={self.growth}, tolerance={self.tolerance} given; "
-                "rho and tolerance must be positive and growth above 1"
+                f"ADMM with rho={self.rho}, growth={self.growth}, patience={self.patience} given; "
+                "rho and patience must be positive and growth above 1"
             )
+        if self.precision not in ("float32", "float64"):
+            raise InvalidInputError(f"ADMM with precision={self.precision!r} given; it is 'float32' or 'float64'")
 
     @property
     def promises(self) -> frozenset[Promise]:
         return frozenset({Promise.REFITTED})
 
     def init(self, problem: L0LeastSquares) -> ADMMState:
+        dtype = torch.float32 if self.precision == "float32" else torch.float64
         root = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt()
         # A dead input is zero in these coordinates: its weights, which the loss does not see, take no part of a budget.
         unit = torch.where(root > 0, root.reciprocal(), 0.0)
-        dense = problem.dense * root.unsqueeze(-2)
+        dense, linear = problem.dense * root.unsqueeze(-2), problem.linear * unit.unsqueeze(-2)
+        largest = torch.maximum(dense.abs().amax((-2, -1), True), linear.abs().amax((-2, -1), True))
+        size = torch.where(largest > 0, largest, 1.0)
+        spectrum = Spectrum.of(problem.gram * unit.unsqueeze(-1) * unit.unsqueeze(-2)).to(dtype)
+        dense = (dense / size).to(dtype)
         return ADMMState(
-            spectrum=Spectrum.of(problem.gram * unit.unsqueeze(-1) * unit.unsqueeze(-2)),
-            linear=problem.linear * unit.unsqueeze(-2),
-            sparse=problem.pattern.project(dense),
+            spectrum=spectrum,
+            linear=(linear / size).to(dtype),
+            sparse=_projected(problem.pattern, dense),
             multipliers=torch.zeros_like(dense),
-            smooth=dense,
+            settled=torch.zeros(problem.batch_shape, dtype=torch.int64, device=dense.device),
             rho=self.rho,
         )
 
     def step(self, problem: L0LeastSquares, state: ADMMState) -> ADMMState:
-        rhs = state.linear - state.multipliers + state.rho * state.sparse
+        rhs = torch.add(state.linear - state.multipliers, state.sparse, alpha=state.rho)
         smooth = state.spectrum.solve(rhs.mT, state.rho).mT
-        sparse = problem.pattern.project(smooth + state.multipliers / state.rho)
+        sparse = _projected(problem.pattern, torch.add(smooth, state.multipliers, alpha=1 / state.rho))
+        changed = ((sparse != 0) != (state.sparse != 0)).any(-1).any(-1)
         return replace(
             state,
             sparse=sparse,
-            smooth=smooth,
-            multipliers=state.multipliers + state.rho * (smooth - sparse),
+            multipliers=torch.add(state.multipliers, smooth - sparse, alpha=state.rho),
+            settled=torch.where(changed, 0, state.settled + 1),
             rho=state.rho * self.growth,
         )
 
     def residual(self, problem: L0LeastSquares, state: ADMMState) -> Int[Tensor, "*batch"]:
-        apart = (state.smooth - state.sparse).square().sum((-2, -1)).sqrt()
-        size = state.sparse.square().sum((-2, -1)).sqrt()
-        codes = torch.where(apart <= self.tolerance * size, CONVERGED, RUNNING)
-        return torch.where(apart.isfinite() & size.isfinite(), codes, NON_FINITE)
+        codes = torch.where(state.settled >= self.patience, CONVERGED, RUNNING)
+        return torch.where(state.multipliers.isfinite().all(-1).all(-1), codes, NON_FINITE)
 
     def finish(self, problem: L0LeastSquares, state: ADMMState) -> Answer:
-        matrix, info = refit(problem, _support(problem.pattern, state.sparse))
+        # Filled up deterministically where fewer than the budget are nonzero.
+        matrix, info = refit(problem, problem.pattern.support(state.sparse.square()))
         return Answer(matrix, (), 0, info=info)
 
 
-def _support(pattern: Pattern, sparse: Float[Tensor, "*batch out in"]) -> Bool[Tensor, "*batch out in"]:
-    """A support of full size: the nonzeros, filled up deterministically where fewer than the budget are nonzero."""
-    return pattern.support(sparse.square())
+def _projected(pattern: Pattern, target: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch out in"]:
+    return target.masked_fill(~pattern.support(target.square()), 0.0)

@@ -256,7 +256,15 @@ def test_a_default_job_on_other_data_from_a_shell(folder):
     done = shell(folder, "prune", *SMALL)
     assert done.returncode == Code.OK, done.stderr
     assert done.stderr == ""
-    for text in ("net-trim", "admm", "first", "last", "lower bound", "accuracy before", "optprune verify runs/digits"):
+    for text in (
+        "net-trim",
+        "portfolio",
+        "first",
+        "last",
+        "lower bound",
+        "accuracy before",
+        "optprune verify runs/digits",
+    ):
         assert text in done.stdout
     assert "4 certificates of 4 layers" in shell(folder, "verify", "runs/digits").stdout
     assert load(folder / "runs/digits/net-trim").report.layer("first").kept <= 8
@@ -271,11 +279,11 @@ def test_the_default_run_from_a_shell(tmp_path):
     done = shell(tmp_path, "prune")
     assert done.returncode == Code.OK, done.stderr
     assert done.stderr == ""
-    for text in ("net-trim", "admm", "fc1", "fc2", "fc3", "lower bound", "accuracy before"):
+    for text in ("net-trim", "portfolio", "fc1", "fc2", "fc3", "lower bound", "accuracy before"):
         assert text in done.stdout
     checked = shell(tmp_path, "verify", "runs/digits")
     assert checked.returncode == Code.OK, checked.stdout
     assert "6 certificates of 6 layers" in checked.stdout
-    runs = [load(tmp_path / "runs/digits" / method) for method in ("net-trim", "admm")]
+    runs = [load(tmp_path / "runs/digits" / method) for method in ("net-trim", "portfolio")]
     assert [run.report.total for run in runs] == [50200, 50200]
     assert all(record.kept <= 0.2 * math.prod(record.shape) for run in runs for record in run.report.layers)
