@@ -18,8 +18,8 @@ EXACT = 2**53
 
 @theorem("T09")
 def lagrangian_bound(
-    costs: Sequence[Int[Tensor, " options"]],
-    errors: Sequence[Float[Tensor, " options"]],
+    costs: Sequence[Int[Tensor, "_"]],
+    errors: Sequence[Float[Tensor, "_"]],
     budget: int,
     multiplier: float,
 ) -> float:
@@ -42,7 +42,8 @@ def lagrangian_bound(
     """
     if not (0 <= multiplier < math.inf and 0 <= budget <= EXACT):
         raise InvalidInputError(
-            f"multiplier {multiplier}, budget {budget} given; a finite multiplier >= 0 and a budget in [0, 2^53] are needed"
+            f"multiplier {multiplier}, budget {budget} given; a finite multiplier >= 0 and a budget in [0, 2^53] "
+            "are needed"
         )
     total = 0.0
     for number, (cost, error) in enumerate(zip(costs, errors, strict=True)):

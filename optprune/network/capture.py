@@ -18,7 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from optprune.errors import InvalidInputError, UnsupportedError, layer_context
-from optprune.network.calibration import Calibration, Forward, calibration, device_of, evaluating, survey
+from optprune.network.calibration import (
+    Calibration,
+    Forward,
+    calibration,
+    device_of,
+    evaluating,
+    survey,
+    tensors_of,
+)
 from optprune.network.layers import Adapter, named_adapters
 from optprune.numerics.sampling import Reservoir, generator
 from optprune.statistics import Accumulator, Statistics
@@ -96,7 +104,7 @@ def call_counts(model: nn.Module, adapters: Mapping[str, Adapter], data: Calibra
 
         return hook
 
-    with _hooked(adapters, count):
+    with hooked(adapters, count):
         for batch in data:
             now.clear()
             data.run(model, batch)
@@ -109,6 +117,34 @@ def call_counts(model: nn.Module, adapters: Mapping[str, Adapter], data: Calibra
             f"it is never reached by the calibration data{_others(missing)}; skip it in the plan, or give batches that "
             "reach it (a module whose parent uses its weight directly is never called)"
         )
+
+
+def layer_uses(model: nn.Module, adapters: Mapping[str, Adapter], data: Calibration) -> dict[str, int]:
+    """How often a sample meets each weight, at most, over the batches until every layer was reached.
+
+    Raises:
+        InvalidInputError: a layer is never reached; names it.
+    """
+    call_counts(model, adapters, data)
+    most = dict.fromkeys(adapters, 0)
+    now: dict[str, int] = defaultdict(int)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = _input(args, kwargs)
+            now[name] += adapters[name].samples(x).shape[0] * adapters[name].rows_per_sample(x)
+
+        return hook
+
+    with hooked(adapters, count):
+        for batch in data:
+            now.clear()
+            data.run(model, batch)
+            samples = max(1, next(tensors_of(batch)).shape[0])
+            most = {name: max(uses, -(-now[name] // samples)) for name, uses in most.items()}
+            if all(most.values()):
+                break
+    return most
 
 
 def passes(adapters: Mapping[str, Adapter], samples: Mapping[str, int], memory: int) -> Iterator[dict[str, Adapter]]:
@@ -141,7 +177,7 @@ def capture_parallel(
 
         return hook
 
-    with _hooked(adapters, collect):
+    with hooked(adapters, collect):
         for batch in data:
             data.run(model, batch)
     found = {}
@@ -271,7 +307,7 @@ def _stopped(model: nn.Module, name: str, data: Calibration, batch: Any, *, at_i
 
 
 @contextmanager
-def _hooked(adapters: Mapping[str, Adapter], make: Callable[[str], Callable[..., None]]) -> Iterator[None]:
+def hooked(adapters: Mapping[str, Adapter], make: Callable[[str], Callable[..., None]]) -> Iterator[None]:
     """A forward pre-hook on every layer, removed whatever happens."""
     handles = []
     try:

@@ -93,7 +93,7 @@ def prune(
         model: any module; untouched unless `inplace`, and then only once everything has succeeded.
         batches: calibration data, read several times: tensors, tuples that begin with the input, or mappings of keyword
             arguments. One tensor is one batch.
-        plan: what each layer is pruned to, from `plan.uniform` or `plan.radius`.
+        plan: what each layer is pruned to, from a planner of `optprune.plan`.
         solver: of `L0LeastSquares` or `NetTrim`; the default is for plans of patterns.
         mode: "parallel": every layer sees the dense network's activations. "cascade": inputs come from the pruned
             prefix, targets from the dense network, layer after layer.
@@ -264,6 +264,7 @@ def _facts(
         "mode": mode,
         "solver": repr(run.solver),
         "plan": {name: repr(target) for name, target in plan.items()},
+        "allocation": None if plan.allocation is None else plan.allocation.to_json(),
         "relu": dict(run.relu),
         "seed": run.seed,
         "samples": samples,

@@ -132,6 +132,25 @@ def _check_record(
             )
 
 
+def check_allocation(run: Examination) -> None:
+    """What sharing one budget cost, and the bound on any other way, from the recorded curves and multiplier alone."""
+    allocation = Report.from_json(run.document["report"]).allocation
+    if allocation is None:
+        return
+    if not allocation.spent <= allocation.budget:
+        run.add(None, files.REPORT, f"allocation: {allocation.spent} spent of a budget of {allocation.budget}")
+    if allocation.optimum is None:
+        return
+    objective, bound, cost = allocation.optimum.recomputed(allocation.costs, allocation.budget)
+    if not cost <= allocation.budget:
+        run.add(None, files.REPORT, f"allocation: the chosen targets cost {cost} of a budget of {allocation.budget}")
+    recorded = {"objective": allocation.optimum.objective, "lower_bound": allocation.optimum.lower_bound}
+    for name, found in (("objective", objective), ("lower_bound", bound)):
+        for difference in _difference(name, recorded[name], found, TOLERANCE * objective):
+            run.add(None, files.REPORT, f"allocation: {difference}")
+    run.certificates += 1
+
+
 def check_network(run: Examination) -> None:
     """The network's bound against the norms of the shipped layers and the measured error.
 

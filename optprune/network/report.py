@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optprune.bounds.net_trim import ParallelBounds
 from optprune.errors import InvalidInputError
+from optprune.network.allocation import Allocation
 from optprune.problems._base import Problem
 from optprune.solution import Certificate, Termination
 
@@ -228,6 +229,16 @@ class Report:
         """All weights of the pruned layers."""
         return sum(math.prod(record.shape) for record in self.layers)
 
+    @property
+    def allocation(self) -> Allocation | None:
+        """How the plan shared one budget among the layers; None where it did not.
+
+        Raises:
+            InvalidInputError: what is recorded is malformed.
+        """
+        recorded = self.provenance.get("allocation")
+        return None if recorded is None else Allocation.from_json(recorded)
+
     def layer(self, name: str) -> LayerRecord:
         """The record of one layer.
 
@@ -287,6 +298,8 @@ class Report:
             for record in self.layers
             if record.dead_inputs
         ]
+        if self.allocation is not None:
+            lines.append(str(self.allocation))
         if self.network is not None:
             lines.append(str(self.network))
         return "\n".join(lines)

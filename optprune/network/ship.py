@@ -14,9 +14,9 @@ from optprune.certify import recheck
 from optprune.errors import NonFiniteError, layer_context
 from optprune.network.capture import Captured
 from optprune.network.layers import Adapter, named_adapters
-from optprune.network.plan import Target
 from optprune.network.report import LayerRecord, Part
 from optprune.network.statements import group_statistics, on_cpu, shipped
+from optprune.network.targets import Target
 from optprune.network.total import total
 from optprune.problems import Problem
 from optprune.problems.net_trim import NetTrim

@@ -11,7 +11,7 @@ from torch import Tensor
 from optprune.errors import UnsupportedError
 from optprune.network.capture import Captured
 from optprune.network.layers import Adapter
-from optprune.network.plan import Radius, Target
+from optprune.network.targets import Radius, Target
 from optprune.patterns import Pattern, PerLayer
 from optprune.problems import L0LeastSquares, Problem
 from optprune.problems.net_trim import NetTrim

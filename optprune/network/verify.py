@@ -15,7 +15,7 @@ from typing import Any
 from optprune.errors import FileFormatError, VerificationError
 from optprune.network import files
 from optprune.network.examination import Examination, Finding, check_copies, check_digests, check_files, check_index
-from optprune.network.recompute import check_layers, check_network
+from optprune.network.recompute import check_allocation, check_layers, check_network
 from optprune.network.runs import FORMAT, INDEX_FORMAT, VERSION
 
 
@@ -104,7 +104,7 @@ def _examine_one(folder: Path, root: Path) -> Verification:
         if kind == (INDEX_FORMAT, VERSION):
             checks = (check_index,)
         elif kind == (FORMAT, VERSION):
-            checks = (check_digests, check_files, check_copies, check_layers, check_network)
+            checks = (check_digests, check_files, check_copies, check_layers, check_allocation, check_network)
         else:
             checks = ()
             run.add(None, files.REPORT, f"format {kind[0]!r}, version {kind[1]!r} is not one this release reads")

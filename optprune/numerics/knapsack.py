@@ -2,21 +2,24 @@ r"""The multiple-choice knapsack: one option of every group, the least total err
 
 $$\min_o \sum_l e_{l, o_l} \quad \text{s.t.} \quad \sum_l c_{l, o_l} \le B$$
 
-with integer costs $c \ge 0$ and errors $e \ge 0$. The Lagrangian relaxation $L(\mu) = \sum_l \min_o (e_{lo} + \mu c_{lo}) - \mu B$
-bounds it from below for every $\mu \ge 0$; the best $\mu$ is a slope of the groups' lower convex hulls.
+with integer costs $c \ge 0$ and errors $e \ge 0$. The Lagrangian relaxation
+$L(\mu) = \sum_l \min_o (e_{lo} + \mu c_{lo}) - \mu B$ bounds it from below for every $\mu \ge 0$; the best $\mu$ is a
+slope of the groups' lower convex hulls.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
+from optprune.numerics.rounding import gamma
 
 MAX_STATES = 2**20
 """Partial choices held at a time; beyond this the dynamic programme is cut and no longer exact."""
@@ -69,8 +72,8 @@ class _Relaxed:
 
 
 def knapsack(
-    costs: Sequence[Int[Tensor, " options"]],
-    errors: Sequence[Float[Tensor, " options"]],
+    costs: Sequence[Shaped[Tensor, "_"]],
+    errors: Sequence[Shaped[Tensor, "_"]],
     budget: int,
     *,
     max_states: int = MAX_STATES,
@@ -81,9 +84,9 @@ def knapsack(
     the Lagrangian bound of the remaining groups exceeds that of a known choice. Both leave an optimal choice in place
     whatever the budget's size, so that costs need no scaling. Options that the bound excludes are dropped beforehand.
 
-    Only where more than `max_states` partial choices are left is the cost axis cut into as many intervals, of which each
-    keeps its choice of least error: true costs are carried along, so that the result stays within the budget, and the
-    Lagrangian bound says what may have been lost.
+    Only where more than `max_states` partial choices are left is the cost axis cut into as many intervals, of which
+    each keeps its choice of least error: true costs are carried along, so that the result stays within the budget, and
+    the Lagrangian bound says what may have been lost.
 
     Args:
         costs: $c_l$, one tensor per group.
@@ -118,7 +121,9 @@ def knapsack(
 
 def _checked(costs: Sequence[Tensor], errors: Sequence[Tensor], budget: int) -> list[_Group]:
     if not costs or len(costs) != len(errors):
-        raise InvalidInputError(f"costs of {len(costs)} groups, errors of {len(errors)} given; both are needed per group")
+        raise InvalidInputError(
+            f"costs of {len(costs)} groups, errors of {len(errors)} given; both are needed per group"
+        )
     groups = []
     for number, (cost, error) in enumerate(zip(costs, errors, strict=True)):
         if cost.shape != error.shape or cost.dim() != 1 or len(cost) == 0 or cost.is_floating_point():
@@ -157,7 +162,7 @@ def _relax(groups: Sequence[_Group], budget: int) -> _Relaxed:
     steps = []
     for number, group in enumerate(groups):
         hull = _hull(group)
-        for before, after in zip(hull, hull[1:], strict=False):
+        for before, after in itertools.pairwise(hull):
             extra = int(group.cost[after] - group.cost[before])
             steps.append((float(group.error[before] - group.error[after]) / extra, number, after, extra))
     steps.sort(key=lambda step: (-step[0], step[1], step[2]))
@@ -205,9 +210,8 @@ def _programme(
     """The options of the best choice (None if the cut lost all), whether nothing was cut, the most states held."""
     mu = relaxed.multiplier
     least = [float(_priced(group.error, group.cost, mu).min()) for group in groups]
-    # Far above what the sums below round, far below a difference that matters.
-    slack = 1e-12 * (relaxed.error + mu * budget + math.fsum(least))
-    ceiling = relaxed.error + slack + mu * budget
+    # A choice that is worth keeping is not lost to rounding: no sum below has a term above the ceiling.
+    ceiling = (relaxed.error + mu * budget) * (1 + 4 * gamma(len(groups) + 8))
     cost, error = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     layers: list[_Layer] = []
     exact, most = True, 1
