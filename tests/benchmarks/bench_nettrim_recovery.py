@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 import torch
-from scipy.stats import beta
 
 import optprune as op
+from optprune.bounds.evidence import clopper_pearson
 from optprune.bounds.net_trim_recovery import cone_dimension, recovery_failure, recovery_samples
 
 MU = 1.5
@@ -46,12 +46,6 @@ def found(n: int, s: int, samples: int, trials: int, seed: int = 0) -> int:
     return count
 
 
-def interval(count: int, trials: int) -> tuple[float, float]:
-    """Clopper and Pearson's, at 99.9 %."""
-    low = 0.0 if count == 0 else float(beta.ppf(0.0005, count, trials - count + 1))
-    return low, 1.0 if count == trials else float(beta.ppf(0.9995, count + 1, trials - count))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench_nettrim_recovery.json"))
@@ -63,7 +57,7 @@ def main() -> int:
         asks, least = asked_for(n, s), None
         for samples in sorted({*sizes, *asks.values()}):
             count, failure = found(n, s, samples, asked.trials), recovery_failure(n, s, samples)
-            low, high = interval(count, asked.trials)
+            low, high = clopper_pearson(count, asked.trials)
             row = {"inputs": n, "nonzeros": s, "samples": samples, "found": count / asked.trials}
             rows.append(row | {"interval": (low, high), "bound": 1 - failure})
             least = samples if least is None and count >= 0.95 * asked.trials else least
