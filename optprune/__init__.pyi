@@ -11,7 +11,9 @@ from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
 from .solvers import (
     ADMM,
+    IHT,
     OBC,
+    RIA,
     Cvxpy,
     Exhaustive,
     Magnitude,
@@ -31,7 +33,9 @@ __version__: str
 
 __all__ = [
     "ADMM",
+    "IHT",
     "OBC",
+    "RIA",
     "Blocks",
     "Certificate",
     "Columns",

@@ -4,18 +4,22 @@ from optprune.solvers._base import IterativeSolver, Progress, Promise, Solver, s
 from optprune.solvers.admm import ADMM
 from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.solvers.exhaustive import Exhaustive
+from optprune.solvers.iht import IHT
 from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
 from optprune.solvers.net_trim_count import solve_for_count
 from optprune.solvers.obc import OBC
 from optprune.solvers.portfolio import Portfolio
+from optprune.solvers.ria import RIA
 from optprune.solvers.sparsegpt import SparseGPT
 from optprune.solvers.swap_search import SwapSearch
 from optprune.solvers.wanda import Wanda
 
 __all__ = [
     "ADMM",
+    "IHT",
     "OBC",
+    "RIA",
     "Cvxpy",
     "Exhaustive",
     "IterativeSolver",

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import optprune as op
+from optprune.criteria import relative_importance
+from optprune.errors import InvalidInputError
 from optprune.problems import L0LeastSquares, stack
 from optprune.solvers import Promise
 from optprune.testing.instances import data, every_pattern
@@ -61,3 +63,25 @@ def test_a_stack_has_one_termination_per_member(layer):
     answer = op.Magnitude().run(stack([problem, problem, problem]))
     assert answer.termination == (op.Termination.CLOSED_FORM,) * 3
     assert torch.equal(answer.matrix[1], op.Magnitude().run(problem).matrix)
+
+
+def test_ria_adds_the_shares_of_input_and_output():
+    weight = torch.tensor([[1.0, -3.0], [1.0, 1.0]], dtype=torch.float64)
+    inputs = torch.eye(2, dtype=torch.float64) * torch.tensor([2.0, 4.0])
+    scores = relative_importance(weight, op.Statistics.from_layer(weight, inputs))
+    norms = inputs.square().mean(0).sqrt()
+    expected = torch.tensor([[1 / 2 + 1 / 4, 3 / 4 + 3 / 4], [1 / 2 + 1 / 2, 1 / 4 + 1 / 2]]).square() * norms
+    assert torch.allclose(scores, expected.double(), rtol=1e-12)
+
+
+def test_ria_gives_a_zero_row_no_share():
+    weight, inputs = data(0)
+    weight[0] = 0.0
+    scores = relative_importance(weight, op.Statistics.from_layer(weight, inputs))
+    assert bool((scores[0] == 0).all())
+    assert bool((scores[1] > 0).all())
+
+
+def test_ria_refuses_a_negative_power():
+    with pytest.raises(InvalidInputError, match="power=-1"):
+        op.RIA(power=-1)
