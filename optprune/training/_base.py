@@ -208,23 +208,28 @@ class Method(ABC):
             self.prune()
         assert self._frozen is not None
         self._frozen.apply()
+        masks = frozen_masks(self._model)
         self._frozen.remove()
+        try:
+            report = assess(
+                self._dense,
+                self._model,
+                batches,
+                self._final_plan(),
+                by=self,
+                steps=self._steps,
+                seconds=time.perf_counter() - self._started,
+                damping=damping,
+                memory=memory,
+                forward=forward,
+                certified=certified,
+                bound=bound,
+                evidence=evidence,
+            )
+        except Exception:
+            self._frozen = freeze(self._model, masks, self._optimizer)  # with other data it may be called again
+            raise
         self._finished = True
-        report = assess(
-            self._dense,
-            self._model,
-            batches,
-            self._final_plan(),
-            by=self,
-            steps=self._steps,
-            seconds=time.perf_counter() - self._started,
-            damping=damping,
-            memory=memory,
-            forward=forward,
-            certified=certified,
-            bound=bound,
-            evidence=evidence,
-        )
         return self._model, report
 
     # --- what a method adds ------------------------------------------------------------------------------------------
@@ -334,7 +339,8 @@ class Method(ABC):
         if self._finished:
             raise InvalidInputError(f"{call} after finish; make a new {type(self).__name__} to prune further")
         for name, layer in self._layers.items():
-            if layer.adapter.module.weight is layer.parameter:
+            module = layer.adapter.module
+            if module.weight is layer.parameter and self._model.get_submodule(name) is module:
                 continue
             with layer_context(name):
                 raise InvalidInputError(

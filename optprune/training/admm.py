@@ -33,6 +33,10 @@ class ADMM(Splitting):
     and what is zero then stays zero. So a density is lowered in stages, or columns are pruned before filters: a plan of
     `Columns` in `through` and one of `Rows` at the end.
 
+    The patterns of the papers are those of the library: filters are `Rows`, channels of a convolution
+    `Blocks(out, height * width, k)`, pattern sparsity of 3 x 3 kernels `NOfM(4, 9)`, with any four taps, not those of a
+    list.
+
     The history holds, per period, `violation` ($\lVert W - Z \rVert$ with the new $Z$, all layers stacked), `change`
     ($\lVert Z^{t+1} - Z^t \rVert$), `multipliers` (the norm of $\Lambda$), `rho`, and `stage`.
 

@@ -43,9 +43,9 @@ def lenet300(epochs: int = 4) -> nn.Sequential:
     return model
 
 
-def lenet5(images: int = 20_000, epochs: int = 3) -> nn.Sequential:
+def lenet5(images: int = 20_000, epochs: int = 3, seed: int = 0) -> nn.Sequential:
     """LeNet-5 with 32 and 64 filters of 5 x 5, trained on the first images of MNIST; takes `(n, 1, 28, 28)`."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential()
     layers = {
         "conv1": _drawn(nn.Conv2d(1, 32, 5, device="meta"), generator),
@@ -62,7 +62,7 @@ def lenet5(images: int = 20_000, epochs: int = 3) -> nn.Sequential:
     for name, layer in layers.items():
         model.add_module(name, layer)
     inputs, labels = mnist()
-    train(model, inputs[:images].reshape(-1, 1, 28, 28), labels[:images], epochs=epochs)
+    train(model, inputs[:images].reshape(-1, 1, 28, 28), labels[:images], epochs=epochs, seed=seed)
     return model
 
 

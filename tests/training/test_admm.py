@@ -121,6 +121,16 @@ def test_every_pattern(pattern):
     assert network.measured is not None
 
 
+def test_four_taps_of_every_kernel():
+    model, (inputs, targets) = cnn(), data(1, 8, 8)
+    optimizer = OPTIMIZERS["adam"](model)
+    plan = op.plan.uniform(model, pattern=op.NOfM(4, 9), skip="5")
+    method = ADMM(model, plan, optimizer, every=EVERY, rho=0.1)
+    go(model, optimizer, method, 2 * EVERY, inputs, targets)
+    for mask in method.prune().values():
+        assert bool((mask.flatten(2).sum(-1) == 4).all())
+
+
 def test_columns_before_filters():
     model, (inputs, targets) = cnn(), data(1, 8, 8)
     optimizer = OPTIMIZERS["adam"](model)

@@ -110,6 +110,29 @@ def test_a_compiled_model_is_held_and_computes_the_same():
         torch.testing.assert_close(states[1][name], tensor)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_that_is_cast_stays_frozen(dtype):
+    model = cnn()
+    held = masks(model)
+    frozen = freeze(model, held)
+    model.to(dtype)
+    with torch.no_grad():
+        for name in NAMES:
+            model.get_parameter(f"{name}.weight").fill_(float("nan"))
+    frozen.apply()
+    assert outside(model, held) == 0.0, "whatever stood there"
+    assert all(bool(model.get_parameter(f"{n}.weight").detach()[m].isnan().all()) for n, m in held.items())
+    assert same(frozen.masks, held)
+
+
+def test_pruned_weights_are_positive_zeros():
+    model = cnn()
+    with torch.no_grad():
+        model.get_parameter("5.weight").fill_(-1.0)
+    freeze(model, {"5": torch.zeros(4, 64, dtype=torch.bool)})
+    assert not bool(model.get_parameter("5.weight").detach().signbit().any())
+
+
 def test_two_forwards_before_one_backward():
     model, (inputs, _) = cnn(), data(1, 8, 8)
     freeze(model, masks(model))

@@ -45,6 +45,24 @@ def identical(a: object, b: object) -> bool:
     return all(torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x == y for x, y in pairs)
 
 
+def test_every_method_is_tried():
+    exported = [getattr(op.training, name) for name in op.training.__all__]
+    methods = {c for c in exported if isinstance(c, type) and issubclass(c, Method)}
+    assert {type(started(kind)[2]) for kind in METHODS} == methods
+
+
+def test_finish_may_be_called_again_with_better_data():
+    model, optimizer, method = started("gradual")
+    inputs, targets = data(1, 8, 8)
+    go(model, optimizer, method, 5 * EVERY, inputs, targets)
+    with pytest.raises(InvalidInputError, match="no sample"):
+        method.finish([])
+    go(model, optimizer, method, 1, inputs, targets)
+    _, report = method.finish([inputs])
+    assert report.kept == sum(method._plan.count(name) for name in ("0", "2", "5"))
+    assert op.training.frozen_masks(model) == {}
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_from_the_first_step_to_a_verified_run(kind, tmp_path):
     model, optimizer, method = started(kind)
@@ -130,6 +148,8 @@ def test_wrong_use_is_refused(kind):
     other = type(method)(cnn(), op.plan.uniform(model, density=0.3), every=EVERY + 1)
     with pytest.raises(InvalidInputError, match="settings"):
         other.load_state_dict(method.state_dict())
+    with pytest.raises(InvalidInputError, match="no sample"):
+        type(method)(cnn(), op.plan.uniform(cnn(), density=0.3), every=EVERY).finish([])
     method.prune()
     with pytest.raises(InvalidInputError, match="hard pruned already"):
         method.prune()
@@ -158,6 +178,10 @@ def test_a_model_that_changed_in_between():
     model[0].weight = nn.Parameter(torch.zeros(6, 1, 3, 3))
     with pytest.raises(InvalidInputError, match=r"layer '0'.*replaced after attach"):
         method.penalty()
+    model, _, method = started("iht")
+    model[5] = nn.Linear(64, 4)
+    with pytest.raises(InvalidInputError, match=r"layer '5'.*replaced after attach"):
+        method.step(1.0)
     model, _, method = started("slr")
     model.to("meta")
     with pytest.raises(InvalidInputError, match=r"replaced after attach|moved from cpu to meta"):
