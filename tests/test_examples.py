@@ -38,6 +38,15 @@ def test_whole_network(tmp_path):
     assert printed.count("% of the test images right") == 2
 
 
+def test_error_against_density(tmp_path):
+    run("error_against_density.py", "--hidden", 24, 16, "--densities", 0.6, 0.3, 0.1, "--output", tmp_path)
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert curves["found"] == sorted(curves["found"])
+    assert curves["proved"] == sorted(curves["proved"])
+    assert all(0 < low <= high for low, high in zip(curves["proved"], curves["found"], strict=True))
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
 def test_training(tmp_path):
     short = ("--hidden", 24, 16, "--epochs", 4, "--retrain", 1, "--density", 0.2, "--output", tmp_path)
     printed = run("training.py", *short)
