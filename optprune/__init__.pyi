@@ -7,18 +7,24 @@ from .network.report import LayerRecord, NetworkBound, Report
 from .network.runs import load
 from .network.verify import verify
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
-from .problems import L0LeastSquares, NetTrim, Problem, stack, unstack
+from .problems import EdgeSampling, L0LeastSquares, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
 from .solvers import (
     ADMM,
     IHT,
     OBC,
     RIA,
+    CoreNet,
     Cvxpy,
+    EdgeMinimax,
     Exhaustive,
     Magnitude,
     NetTrimADMM,
+    PivotalEdges,
     Portfolio,
+    SiPPDet,
+    SiPPHybrid,
+    SiPPRand,
     Solver,
     SparseGPT,
     SwapSearch,
@@ -39,7 +45,10 @@ __all__ = [
     "Blocks",
     "Certificate",
     "Columns",
+    "CoreNet",
     "Cvxpy",
+    "EdgeMinimax",
+    "EdgeSampling",
     "Exhaustive",
     "Fixed",
     "L0LeastSquares",
@@ -52,6 +61,7 @@ __all__ = [
     "Pattern",
     "PerLayer",
     "PerRow",
+    "PivotalEdges",
     "Plan",
     "Portfolio",
     "Problem",
@@ -60,6 +70,9 @@ __all__ = [
     "Rigor",
     "Rows",
     "Samples",
+    "SiPPDet",
+    "SiPPHybrid",
+    "SiPPRand",
     "Solution",
     "Solver",
     "SparseGPT",

@@ -141,8 +141,8 @@ def mean_bound(values: Float[Tensor, " n"], delta: float) -> float:
 
     The largest $\mu$ at which a gambler who bets that the mean is below it has not made $1 / \delta$ of a unit:
     $\prod_i (1 + \lambda_i (\mu - e_i)) \le 1 / \delta$, with
-    $\lambda_i = \min(\tfrac34, \sqrt{2 \ln(1/\delta) / (n \hat\sigma^2_{i-1})})$ and $\hat\sigma^2_{i-1}$ the regularised
-    variance of the scores before. The product grows with $\mu$.
+    $\lambda_i = \min(\tfrac34, \sqrt{2 \ln(1/\delta) / (n \hat\sigma^2_{i-1})})$ and
+    $\hat\sigma^2_{i-1}$ the regularised variance of the scores before. The product grows with $\mu$.
 
     Args:
         values: independent (or martingale differences about one mean), in the order in which they were drawn.

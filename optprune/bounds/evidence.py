@@ -54,8 +54,8 @@ class Evidence:
 def clopper_pearson(failures: int, trials: int, confidence: float = 0.999) -> tuple[float, float]:
     r"""Exact limits of a binomial probability, each missed with probability $(1 - \text{confidence}) / 2$ at most.
 
-    $[B^{-1}(\tfrac{\gamma}{2}; r, n - r + 1), B^{-1}(1 - \tfrac{\gamma}{2}; r + 1, n - r)]$ with $\gamma$ = 1 - confidence
-    and $B^{-1}(\cdot; a, b)$ the quantiles of the beta distribution; 0 and 1 at the ends.
+    $[B^{-1}(\tfrac{\gamma}{2}; r, n - r + 1), B^{-1}(1 - \tfrac{\gamma}{2}; r + 1, n - r)]$ with $\gamma$ = 1 -
+    confidence and $B^{-1}(\cdot; a, b)$ the quantiles of the beta distribution; 0 and 1 at the ends.
 
     Guarantees:
         T21 (a).

@@ -1,10 +1,21 @@
 """Certificates: recomputed facts about weights. Nothing here can see a solver."""
 
 from optprune.certify._base import Checker, certify, checker_for, recheck, register
+from optprune.certify.edge_sampling import EdgeSamplingChecker
 from optprune.certify.least_squares import LeastSquaresChecker
 from optprune.certify.net_trim import NetTrimChecker
 
-__all__ = ["Checker", "LeastSquaresChecker", "NetTrimChecker", "certify", "checker_for", "recheck", "register"]
+__all__ = [
+    "Checker",
+    "EdgeSamplingChecker",
+    "LeastSquaresChecker",
+    "NetTrimChecker",
+    "certify",
+    "checker_for",
+    "recheck",
+    "register",
+]
 
 register(LeastSquaresChecker())
+register(EdgeSamplingChecker())
 register(NetTrimChecker())

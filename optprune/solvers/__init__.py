@@ -2,15 +2,21 @@
 
 from optprune.solvers._base import IterativeSolver, Progress, Promise, Solver, solve, solve_all
 from optprune.solvers.admm import ADMM
+from optprune.solvers.corenet import CoreNet
 from optprune.solvers.cvxpy_reference import Cvxpy
+from optprune.solvers.edge_minimax import EdgeMinimax
 from optprune.solvers.exhaustive import Exhaustive
 from optprune.solvers.iht import IHT
 from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
 from optprune.solvers.net_trim_count import solve_for_count
 from optprune.solvers.obc import OBC
+from optprune.solvers.pivotal_edges import PivotalEdges
 from optprune.solvers.portfolio import Portfolio
 from optprune.solvers.ria import RIA
+from optprune.solvers.sipp_det import SiPPDet
+from optprune.solvers.sipp_hybrid import SiPPHybrid
+from optprune.solvers.sipp_rand import SiPPRand
 from optprune.solvers.sparsegpt import SparseGPT
 from optprune.solvers.swap_search import SwapSearch
 from optprune.solvers.wanda import Wanda
@@ -20,14 +26,20 @@ __all__ = [
     "IHT",
     "OBC",
     "RIA",
+    "CoreNet",
     "Cvxpy",
+    "EdgeMinimax",
     "Exhaustive",
     "IterativeSolver",
     "Magnitude",
     "NetTrimADMM",
+    "PivotalEdges",
     "Portfolio",
     "Progress",
     "Promise",
+    "SiPPDet",
+    "SiPPHybrid",
+    "SiPPRand",
     "Solver",
     "SparseGPT",
     "SwapSearch",

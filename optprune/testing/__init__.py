@@ -1,7 +1,7 @@
 """For tests and authors of plug-ins: golden instances, hypothesis strategies, the conformance suite of solvers."""
 
 from optprune.testing.conformance import ConformanceError, ConformanceReport, Fault, check_solver
-from optprune.testing.instances import Golden, l0_instances, net_trim_instances, rescaled
+from optprune.testing.instances import Golden, edge_instances, l0_instances, net_trim_instances, rescaled
 
 __all__ = [
     "ConformanceError",
@@ -9,6 +9,7 @@ __all__ = [
     "Fault",
     "Golden",
     "check_solver",
+    "edge_instances",
     "l0_instances",
     "net_trim_instances",
     "rescaled",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from optprune.errors import UnsupportedError
 from optprune.patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
-from optprune.problems import L0LeastSquares, NetTrim, Problem
-from optprune.solvers import Exhaustive, Solver, solve
+from optprune.problems import EdgeSampling, L0LeastSquares, NetTrim, Problem
+from optprune.solvers import EdgeMinimax, Exhaustive, Solver, solve
 from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.statistics import Statistics
 
@@ -54,9 +54,13 @@ class Golden:
     @cached_property
     def optimum(self) -> float:
         """The least objective of an admissible matrix: by enumeration, or by an interior-point method."""
-        reference: Solver = Cvxpy("CLARABEL") if self.convex else Exhaustive()
+        reference = next(solver for solver in _REFERENCES if isinstance(self.problem, solver.accepts))
         solution = solve(self.problem, reference, certified=False, throw=True)
         return float(self.problem.objective(solution.matrix))
+
+
+_REFERENCES: tuple[Solver, ...] = (Cvxpy("CLARABEL"), Exhaustive(), EdgeMinimax())
+"""One that promises the optimum for each problem."""
 
 
 def data(
@@ -110,6 +114,11 @@ def _(problem: NetTrim, inputs: float, weights: float) -> Problem:
     return _rescaled(problem, powers, inputs, weights)
 
 
+@rescaled.register
+def _(problem: EdgeSampling, inputs: float, weights: float) -> Problem:
+    return _rescaled(problem, {"inputs": (1, 0), "weight": (0, 1)}, inputs, weights)
+
+
 def _rescaled(problem: Problem, powers: Mapping[str, tuple[int, int]], inputs: float, weights: float) -> Problem:
     def scaled(name: str, tensor: Tensor) -> Tensor:
         if name not in powers:
@@ -130,6 +139,12 @@ def l0_instances() -> tuple[Golden, ...]:
 def net_trim_instances() -> tuple[Golden, ...]:
     """Golden instances of `NetTrim`."""
     return tuple(_net_trim())
+
+
+@cache
+def edge_instances() -> tuple[Golden, ...]:
+    """Golden instances of `EdgeSampling`."""
+    return tuple(_edges())
 
 
 def _l0() -> Iterator[Golden]:
@@ -280,3 +295,26 @@ def _net_trim() -> Iterator[Golden]:
     layers |= {name: make() for name, make in _HARD_LAYERS.items() if name != "scales 1e-6 to 1e6"}
     for name, layer in layers.items():
         yield golden(name, layer, radius=0.2 * float(outputs(layer).norm()))
+
+
+def _edges() -> Iterator[Golden]:
+    """Fewer inputs and points than elsewhere: a linear program belongs to every support of every row."""
+
+    def golden(name: str, layer: Layer, pattern: Pattern, regular: bool = False) -> Golden:
+        # Dropping every edge has objective 1/2, whatever the layer.
+        return Golden(name, EdgeSampling(*layer, pattern), 1e-7, regular, convex=False, scale=0.5)
+
+    for seed in (40, 140):
+        weight, inputs = data(seed, inputs=4, samples=9)
+        yield golden(f"signed inputs, per layer, seed {seed}", (weight, inputs), PerLayer(4), True)
+        yield golden(f"behind a ReLU, per row, seed {seed}", (weight, inputs.clamp(min=0)), PerRow(2), True)
+    weight, inputs = data(41, inputs=4, samples=9)
+    yield golden("edges, nothing kept", (weight, inputs), PerLayer(0), True)
+    yield golden("edges, everything kept", (weight, inputs), PerRow(4), True)
+    yield golden("edges, one output", (weight[:1], inputs), PerLayer(2), True)
+    yield golden("edges, one input", (weight[:, :1], inputs[:, :1]), PerLayer(1), True)
+    yield golden("edges, float32 tensors", (weight.float(), inputs.float()), PerRow(2), True)
+    yield golden("edges, weights of one sign", (weight.abs(), inputs.abs()), PerLayer(4), True)
+    for name, make in _HARD_LAYERS.items():
+        weight, inputs = make()
+        yield golden(f"edges, {name}", (weight[:, :4], inputs[:9, :4]), PerLayer(4))
