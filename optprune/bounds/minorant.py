@@ -19,19 +19,20 @@ def minorant_bound(
     cross: Float[Tensor, "in out"],
     energy: Float[Tensor, " out"],
     reference: Float[Tensor, "out in"],
-    minorant: Float[Tensor, " in"],
+    minorant: Float[Tensor, "*out in"],
     point: Float[Tensor, "out in"],
     support: Callable[[Tensor], Tensor],
 ) -> float:
     r"""A number that no weight with an admissible support can undercut.
 
-    With $\Delta = U - R$, $P = V - R$, $A = H - \operatorname{diag}\delta \succeq 0$ and $g = C^\top - P A$,
+    With $\Delta = U - R$, $P = V - R$, $A_r = H - \operatorname{diag}\delta_r \succeq 0$ and $g_r = C_r^\top - P_r A_r$
+    in each row $r$,
 
-    $$2 J(U) \ge \sum_r E_r - \langle P, P A\rangle + \sum_{rj} t_{rj}
-       - \max_{S \in \mathcal F} \sum_{(r,j) \in S} \frac{(g_{rj} + \delta_j R_{rj})^2}{\delta_j},
+    $$2 J(U) \ge \sum_r E_r - \sum_r P_r A_r P_r^\top + \sum_{rj} t_{rj}
+       - \max_{S \in \mathcal F} \sum_{(r,j) \in S} \frac{(g_{rj} + \delta_{rj} R_{rj})^2}{\delta_{rj}},
        \qquad t = \delta R^2 + 2 g R,$$
 
-    for every $U$ with support in $\mathcal F$: linearise $\langle \Delta, \Delta A\rangle$ at $P$, the rest separates
+    for every $U$ with support in $\mathcal F$: linearise $\Delta_r A_r \Delta_r^\top$ at $P_r$, the rest separates
     over the weights (a kept one is free, a pruned one has $\Delta = -R$). The maximum is one call of `support`.
     Written around $R$ no large numbers cancel. The rounding error of every step is bounded and subtracted.
 
@@ -40,8 +41,8 @@ def minorant_bound(
         cross: $C$.
         energy: $E$ per row.
         reference: $R$.
-        minorant: $\delta$, with $H - \operatorname{diag}\delta \succeq 0$ (see `proves_minorant`); 0 exactly on dead
-            inputs.
+        minorant: $\delta$, one for all rows or one per row, with $H - \operatorname{diag}\delta_r \succeq 0$ (see
+            `proves_minorant`); 0 exactly on dead inputs.
         point: $V$, any matrix.
         support: maps nonnegative gains `(out, in)` to the admissible support of the largest total.
 
@@ -58,7 +59,7 @@ def minorant_bound(
     slack = 1.01 * gamma(d + 4) * (step.abs() @ gram.abs() + step.abs() * minorant + cross.mT.abs())
     g = cross.mT - pa
     live = minorant > 0
-    if bool((g[:, ~live] != 0).any()):  # a weight that is free there would lower the objective without end
+    if bool((~live & (g != 0)).any()):  # a weight that is free there would lower the objective without end
         return -math.inf
     inverse = torch.where(live, 1 / torch.where(live, minorant, 1.0), 0.0)
     shifted = g + minorant * reference

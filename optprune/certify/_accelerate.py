@@ -32,16 +32,17 @@ def accelerate(
     References:
         Beck & Teboulle 2009; restart: O'Donoghue & Candes 2015.
     """
-    lipschitz = 2 * spectral_norm(relaxation.a).clamp_min(torch.finfo(start.dtype).tiny)
+    curvature = relaxation.curvature()
+    lipschitz = 2 * spectral_norm(curvature).clamp_min(torch.finfo(start.dtype).tiny)
     step = _Proximal(relaxation, lipschitz)
     x = y = start
-    xa = ya = x @ relaxation.a
+    xa = ya = x @ curvature
     theta = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
     best = Best(relaxation)
     best.offer(x, xa)
     for count in range(1, max_steps + 1):
         new = step(y - 2 * (ya - relaxation.b) / lipschitz)
-        new_a = new @ relaxation.a
+        new_a = new @ curvature
         restart = ((y - new) * (new - x)).sum(-1, keepdim=True) > 0
         theta = torch.where(restart, 1.0, theta)
         following = (1 + (1 + 4 * theta.square()).sqrt()) / 2

@@ -20,7 +20,7 @@ def majorise(
     growth: float,
     *,
     max_steps: int = 60,
-    memory: int = 2**27,
+    memory: int = 2**24,
 ) -> Float[Tensor, "out live"]:
     r"""Alternate the exact minimiser over $x$ for fixed shares $z$ with the exact minimiser over $z$ for fixed $x$.
 
@@ -39,26 +39,33 @@ def majorise(
     shares = torch.where(start != 0, 1.0, FIRST_SHARE).to(start.dtype)
     best = Best(relaxation)
     for _ in range(max_steps):
-        x = _fit(relaxation, shares.sqrt(), memory)
-        best.offer(x, x @ relaxation.a)
+        x = fit(relaxation, shares, memory)
+        best.offer(x, relaxation.product(x))
         if best.stalled(growth, window=3):
             break
-        shares = relaxation.spread(_fill(relaxation.norms(x), relaxation.kept()))
+        shares = fill(relaxation, x)
     assert best.point is not None
     return best.point
 
 
-def _fit(relaxation: Perspective, root: Float[Tensor, "out live"], memory: int) -> Float[Tensor, "out live"]:
-    """The minimiser over x for shares `root**2`, a chunk of rows at a time."""
-    size = root.shape[1]
+def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int = 2**24) -> Float[Tensor, "out live"]:
+    """The minimiser over x for given shares, a chunk of rows at a time."""
+    size = shares.shape[1]
     rows = max(1, memory // (16 * size * size))
+    root = shares.sqrt()
+    outer = root / relaxation.root
     parts = []
-    for part, b in zip(root.split(rows), relaxation.b.split(rows), strict=True):
-        matrix = relaxation.a * part[:, :, None] * part[:, None, :]
-        matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    for part, scale, b in zip(root.split(rows), outer.split(rows), relaxation.b.split(rows), strict=True):
+        matrix = relaxation.gram * scale[:, :, None] * scale[:, None, :]
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1.0 - part.square())
         factor, _ = torch.linalg.cholesky_ex(matrix)
         parts.append(part * torch.cholesky_solve((part * b).unsqueeze(-1), factor).squeeze(-1))
     return torch.cat(parts)
+
+
+def fill(relaxation: Perspective, x: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
+    """The minimiser over the shares for a given x."""
+    return relaxation.spread(_fill(relaxation.norms(x), relaxation.kept()))
 
 
 def _fill(

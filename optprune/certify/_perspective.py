@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,20 +44,22 @@ def scaled_minorant(gram: Float[Tensor, "in in"]) -> Float[Tensor, " in"]:
 
 @dataclass(frozen=True, eq=False)
 class Perspective:
-    r"""The convex relaxation whose value is the best bound of a minorant, in the coordinates $x = u \delta^{1/2}$.
+    r"""The convex relaxation whose value is the best bound of given minorants, in the coordinates $x = u \delta^{1/2}$.
 
     $$\min_{x, z} \langle x, x A\rangle - 2 \langle x, b\rangle + \sum_{units} \lVert x_{unit}\rVert^2 / z_{unit}, \quad
       z \in [0, 1], \; \sum_{units} z \le k \text{ in each budget}$$
 
-    with $A = \delta^{-1/2} H \delta^{-1/2} - I$ and $b = B \delta^{-1/2}$, over the live inputs. Every $x$ gives the
-    bound $c - \langle x, x A\rangle - \max_{S} \sum_S (b - xA)^2$.
+    with $A = \delta^{-1/2} H \delta^{-1/2} - I$ and $b = B \delta^{-1/2}$, over the live inputs; each row may have a
+    $\delta$ of its own. Every $x$ gives the bound $c - \langle x, x A\rangle - \max_{S} \sum_S (b - xA)^2$. The Gram
+    matrix is held with a unit diagonal, which changes neither $x$ nor $A$.
 
     Attributes:
         pattern: the family of supports.
         shape: of the layer.
         live: inputs that are not dead.
-        root: $\delta^{1/2}$ on the live inputs.
-        a: $A$.
+        unit: the inverse root of the Gram matrix's diagonal.
+        gram: $H$ on the live inputs, scaled to a unit diagonal.
+        root: $\delta^{1/2}$ in that scaling, one for all rows or one per row.
         b: $b$, one row per output.
         energy: $c$ per row.
     """
@@ -65,33 +67,65 @@ class Perspective:
     pattern: Pattern
     shape: Shape
     live: Bool[Tensor, " in"]
-    root: Float[Tensor, " live"]
-    a: Float[Tensor, "live live"]
+    unit: Float[Tensor, " live"]
+    gram: Float[Tensor, "live live"]
+    root: Float[Tensor, "*out live"]
     b: Float[Tensor, "out live"]
     energy: Float[Tensor, " out"]
 
     @classmethod
-    def of(cls, problem: L0LeastSquares, minorant: Float[Tensor, " in"]) -> Perspective:
-        """The relaxation of a problem for a minorant that is positive on the live inputs."""
-        live = minorant > 0
-        root = minorant[live].sqrt()
-        a = problem.gram[live][:, live] / (root[:, None] * root[None, :])
-        a.diagonal().sub_(1.0)
-        return cls(problem.pattern, problem.shape, live, root, a, problem.linear[:, live] / root, problem.energy)
+    def of(cls, problem: L0LeastSquares, minorant: Float[Tensor, "*out in"]) -> Perspective:
+        """The relaxation of a problem for minorants that are positive on the live inputs."""
+        live = problem.gram.diagonal() > 0
+        gram = problem.gram[live][:, live]
+        unit = gram.diagonal().rsqrt()
+        root = minorant[..., live].sqrt() * unit
+        b = problem.linear[:, live] * unit / root
+        return cls(
+            problem.pattern, problem.shape, live, unit, gram * unit[:, None] * unit[None, :], root, b, problem.energy
+        )
+
+    def moved(self, delta: Float[Tensor, "*out live"]) -> Perspective:
+        """The relaxation for other minorants, given in the scaling of the unit diagonal."""
+        root = delta.sqrt()
+        return replace(self, root=root, b=self.b * self.root / root)
+
+    @property
+    def minorant(self) -> Float[Tensor, "*out in"]:
+        """The minorants in the layer's own scaling, 0 on dead inputs."""
+        delta = (self.root / self.unit).square()
+        full = torch.zeros(*delta.shape[:-1], len(self.live), dtype=delta.dtype, device=delta.device)
+        full[..., self.live] = delta
+        return full
 
     def enter(self, u: Float[Tensor, "out in"]) -> Float[Tensor, "out live"]:
         """Into the coordinates of the relaxation."""
-        return u[:, self.live] * self.root
+        return u[:, self.live] / self.unit * self.root
 
     def leave(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "out in"]:
         """Back to the layer's coordinates; dead inputs are 0."""
-        return self.widen(x / self.root)
+        return self.widen(x / self.root * self.unit)
 
     def widen(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "out in"]:
         """Put zeros on the dead inputs."""
         full = torch.zeros(self.shape, dtype=x.dtype, device=x.device)
         full[:, self.live] = x
         return full
+
+    def product(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
+        """$xA$."""
+        return (x / self.root) @ self.gram / self.root - x
+
+    def curvature(self) -> Float[Tensor, "live live"]:
+        """$A$, where all rows share a minorant."""
+        a = self.gram / (self.root[:, None] * self.root[None, :])
+        a.diagonal().sub_(1.0)
+        return a
+
+    def value(self, x: Float[Tensor, "out live"], xa: Float[Tensor, "out live"]) -> Float[Tensor, " out"]:
+        """Twice the bound of each row at a point, without rounding terms; under one budget only the sum counts."""
+        gains = self.widen((self.b - xa).square())
+        return self.energy - (x * xa).sum(-1) - torch.where(self.pattern.support(gains), gains, 0.0).sum(-1)
 
     def norms(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "budgets units"]:
         """The norm of every unit."""
@@ -120,8 +154,7 @@ class Best:
     def offer(self, x: Float[Tensor, "out live"], xa: Float[Tensor, "out live"]) -> None:
         """Evaluate the bound (twice it, without rounding terms) at a point and keep what is better."""
         r = self.relaxation
-        gains = r.widen((r.b - xa).square())
-        value = r.energy - (x * xa).sum(-1) - torch.where(r.pattern.support(gains), gains, 0.0).sum(-1)
+        value = r.value(x, xa)
         if not r.pattern.row_separable:
             value = value.sum().expand(len(x))
         better = value > self.value

@@ -14,6 +14,7 @@ from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
 from optprune.certify._majorise import majorise
 from optprune.certify._perspective import Perspective, scaled_minorant
+from optprune.certify._tighten import tighten
 from optprune.numerics.linalg import is_positive_semidefinite_certified
 from optprune.numerics.rounding import UNIT
 from optprune.problems._base import Problem
@@ -24,10 +25,10 @@ from optprune.solution import Certificate, Rigor
 class LeastSquaresChecker(Checker[L0LeastSquares]):
     r"""Certificates for `L0LeastSquares`.
 
-    The evidence is a `minorant` $\delta$ `(in,)` with $H - \operatorname{diag}\delta \succeq 0$, shared by all rows,
-    and a `point` $V$ `(out, in)`, where the convex part of the objective is linearised. Every such pair gives a valid
-    bound; `check` proves $H - \operatorname{diag}\delta \succeq 0$ in floating point itself and subtracts the
-    rounding error of the evaluation.
+    The evidence is a `minorant` $\delta$, `(in,)` for all rows or `(out, in)` with one for each, such that $H -
+    \operatorname{diag}\delta_r \succeq 0$, and a `point` $V$ `(out, in)`, where the convex part of the objective is
+    linearised. Every such pair gives a valid bound; `check` proves $H - \operatorname{diag}\delta_r \succeq 0$ in
+    floating point itself and subtracts the rounding error of the evaluation.
 
     Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
@@ -45,8 +46,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     theorem: ClassVar[str] = "T03"
 
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        minorant = scaled_minorant(problem.gram)
-        return {"minorant": minorant, "point": strengthen(problem, minorant, matrix)}
+        minorant, point = strengthen(problem, scaled_minorant(problem.gram), matrix)
+        return {"minorant": minorant, "point": point}
 
     def check(self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
         minorant, point = evidence["minorant"].double(), evidence["point"].double()
@@ -72,15 +73,23 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 FACTORISABLE = 2e12
 """Operations per step, `out * in**3`, up to which rows may be factorised one by one."""
 
+EFFORT = 1.5e12
+"""Operations that may go into minorants of the rows' own; a round takes about `3 * out * in**3`."""
+
+ROUNDS = (5, 14)
+"""Fewer rounds than the first are not worth while, more than the second gain little."""
+
 
 def strengthen(
     problem: L0LeastSquares, minorant: Float[Tensor, " in"], start: Float[Tensor, "out in"], tolerance: float = 1e-3
-) -> Float[Tensor, "out in"]:
-    r"""A point of linearisation whose bound is near the best of this minorant.
+) -> tuple[Float[Tensor, "*out in"], Float[Tensor, "out in"]]:
+    r"""Minorants and a point of linearisation whose bound is near the best.
 
-    Accelerated proximal gradient takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$ operations,
-    $\lambda$ the largest eigenvalue of the relaxation's quadratic form, majorisation about 15 of $out \cdot in^3 / 3$
-    (both counted on real layers): the cheaper one runs, unless factorising row by row is out of reach altogether.
+    Where `EFFORT` allows some rounds, each row gets a minorant of its own. Otherwise all keep the given one, and only
+    the point is sought: accelerated proximal gradient takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot
+    in^2$ operations, $\lambda$ the largest eigenvalue of the relaxation's quadratic form, majorisation about 15 of
+    $out \cdot in^3 / 3$ (both counted on real layers): the cheaper one runs, unless factorising row by row is out of
+    reach altogether.
 
     Args:
         problem: the problem.
@@ -89,15 +98,20 @@ def strengthen(
         tolerance: stop when the bound grows by less than this fraction of the objective at `start`.
     """
     if not bool((minorant > 0).any()):
-        return start
+        return minorant, start
     growth = 2 * tolerance * float(problem.objective(start))
     if growth <= 0 and problem.pattern.admits(start != 0):
-        return start  # the optimum is 0, and so is the bound that needs no proof
+        return minorant, start  # the optimum is 0, and so is the bound that needs no proof
     relaxation = Perspective.of(problem, minorant)
     rows, columns = relaxation.b.shape
-    steep = float(torch.linalg.eigvalsh(relaxation.a)[-1]) > columns**2 / 16
+    x = relaxation.enter(start)
+    rounds = int(EFFORT / (3 * rows * columns**3))
+    if rounds >= ROUNDS[0]:
+        relaxation, x = tighten(relaxation, x, growth, rounds=min(rounds, ROUNDS[1]))
+        return relaxation.minorant, relaxation.leave(x)
+    steep = float(torch.linalg.eigvalsh(relaxation.curvature())[-1]) > columns**2 / 16
     method = majorise if steep and rows * columns**3 <= FACTORISABLE else accelerate
-    return relaxation.leave(method(relaxation, relaxation.enter(start), growth))
+    return minorant, relaxation.leave(method(relaxation, x, growth))
 
 
 def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
@@ -110,23 +124,38 @@ def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
     }
 
 
-def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, " in"]) -> bool:
-    r"""Whether $H - \operatorname{diag}\delta \succeq 0$ is proved in floating point.
+def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out in"], memory: int = 2**24) -> bool:
+    r"""Whether $H - \operatorname{diag}\delta_r \succeq 0$ is proved in floating point for every row of `minorant`.
 
     Rows and columns are scaled by powers of two, which is exact, so that badly scaled inputs do not weaken the proof.
     Dead inputs (zero rows of $H$) must have $\delta_j = 0$, live ones $\delta_j > 0$.
+
+    Args:
+        gram: $H$.
+        minorant: $\delta$, one or several.
+        memory: bytes for the matrices of a chunk of rows.
     """
     live = gram.diagonal() > 0
+    several = minorant.reshape(-1, minorant.shape[-1])
     if bool(
-        (minorant < 0).any() | (minorant[~live] > 0).any() | (minorant[live] <= 0).any() | (gram[~live] != 0).any()
+        (several < 0).any()
+        | (several[:, ~live] > 0).any()
+        | (several[:, live] <= 0).any()
+        | (gram[~live] != 0).any()
+        | ~several.isfinite().all()
     ):
         return False
-    h, delta = gram[live][:, live], minorant[live]
+    h, delta = gram[live][:, live], several[:, live]
     scale = torch.exp2(-torch.log2(h.diagonal()).div(2).round())
     if bool((torch.frexp(scale).mantissa != 0.5).any()):  # exp2 of an integer that is not a power of two proves nothing
         return False
     scaled = h * scale[:, None] * scale[None, :]
-    diagonal = scaled.diagonal().clone()
     # The subtraction on the diagonal rounds once, by at most UNIT * diagonal.
-    scaled.diagonal().sub_(delta * scale**2 + 2 * UNIT * diagonal)
-    return bool(is_positive_semidefinite_certified(scaled))
+    shift = delta * scale.square() + 2 * UNIT * scaled.diagonal()
+    rows = max(1, memory // (40 * max(1, len(h)) ** 2))
+    for part in shift.split(rows):
+        rest = scaled.expand(len(part), *scaled.shape).clone()
+        rest.diagonal(dim1=-2, dim2=-1).sub_(part)
+        if not bool(is_positive_semidefinite_certified(rest).all()):
+            return False
+    return True

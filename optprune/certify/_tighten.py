@@ -1,0 +1,167 @@
+"""Better minorants for the least-squares bound: one per row, chosen for that row by a barrier method."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from optprune.certify._majorise import fill, fit
+from optprune.certify._perspective import Perspective
+from optprune.numerics.rounding import UNIT
+
+FLOORS = (0.1, 1e-3)
+"""First and least floor of the shares in a fit: a share of 0 would stay 0 although the minorant has changed."""
+
+COOLING = 0.7
+"""Factor of the floor from round to round."""
+
+SHRINK = 0.4
+"""Factor of the barrier's weight once a row is near its central path."""
+
+POLISH = 8
+"""Most majorisation steps at the end, when the minorants no longer move."""
+
+
+def tighten(
+    relaxation: Perspective, start: Float[Tensor, "out live"], growth: float, *, rounds: int, memory: int = 2**24
+) -> tuple[Perspective, Float[Tensor, "out live"]]:
+    r"""Alternate two majorisation steps for the point with one Newton step for the minorant, row by row.
+
+    The best bound $v(\delta)$ of a minorant is concave in it, with the supergradient
+    $a_j = u_j^2 (1/z_j - 1)$. Each round takes one Newton step on
+
+    $$\langle a, \delta\rangle - \tfrac14 \sum_j a_j (\delta_j - \delta_j^0)^2 / \delta_j^0
+      + \mu \, (\log\det(H - \operatorname{diag}\delta) + \textstyle\sum_j \log \delta_j),$$
+
+    whose second term stands for the curvature of $v$, and lowers $\mu$. Costs about `3 * out * in**3` operations a
+    round; ten rounds come within about a percent of the best that diagonal minorants can do.
+
+    Args:
+        relaxation: with a minorant that is feasible.
+        start: a good weight; its zeros start with a small share.
+        growth: stop when three rounds raise twice the bound by less than this.
+        rounds: most rounds.
+        memory: bytes for the matrices of a chunk of rows.
+
+    Returns:
+        The relaxation with the best minorants found (one per row) and the point that goes with them.
+
+    References:
+        The dual of Dong, Chen & Linderoth 2015, for one row and |S| <= k.
+    """
+    size = relaxation.gram.shape[0]
+    safe = relaxation.gram.clone()
+    safe.diagonal().sub_(16 * (size + 4) ** 2 * UNIT)  # room for the proof in floating point
+    delta = (0.6 * relaxation.root.square()).expand_as(start).clone()
+    weight = torch.ones(len(start), dtype=start.dtype, device=start.device)
+    floor = FLOORS[0]
+    shares = torch.where(start != 0, 1.0, floor).to(start.dtype)
+    record = _Record(relaxation, start)
+    history: list[float] = []
+    for _ in range(rounds):
+        current = relaxation.moved(delta)
+        shares = fill(current, fit(current, shares, memory)).clamp_min(floor)
+        x = fit(current, shares, memory)
+        shares = fill(current, x).clamp_min(floor)
+        history.append(max([record.offer(current, x), *history[-1:]]))
+        if len(history) > 4 and history[-1] - history[-4] < growth:
+            break
+        delta, close = _ascend(safe, delta, x.square() * (1 / shares - 1), weight, memory)
+        weight = torch.where(close, weight * SHRINK, weight)
+        floor = max(COOLING * floor, FLOORS[1])
+    return _polish(relaxation.moved(record.delta), record, growth, memory)
+
+
+def _polish(
+    relaxation: Perspective, record: _Record, growth: float, memory: int
+) -> tuple[Perspective, Float[Tensor, "out live"]]:
+    """Majorisation steps for minorants that stay."""
+    x = record.x
+    for _ in range(POLISH):
+        before = float(record.value.sum())
+        x = fit(relaxation, fill(relaxation, x).clamp_min(0.1 * FLOORS[1]), memory)
+        record.offer(relaxation, x)
+        if float(record.value.sum()) - before < growth:
+            break
+    return relaxation, record.x
+
+
+class _Record:
+    """The best minorants and the points that go with them: row by row where the pattern allows it."""
+
+    def __init__(self, relaxation: Perspective, x: Float[Tensor, "out live"]) -> None:
+        self.separable = relaxation.pattern.row_separable
+        self.delta, self.x = relaxation.root.square().expand_as(x), x
+        self.value = relaxation.value(x, relaxation.product(x))
+
+    def offer(self, relaxation: Perspective, x: Float[Tensor, "out live"]) -> float:
+        """Keep what is better; returns twice the bound of this offer alone."""
+        value = relaxation.value(x, relaxation.product(x))
+        better = value > self.value if self.separable else (value.sum() > self.value.sum()).expand_as(value)
+        self.value = torch.where(better, value, self.value)
+        self.x = torch.where(better[:, None], x, self.x)
+        self.delta = torch.where(better[:, None], relaxation.root.square(), self.delta)
+        return float(value.sum())
+
+
+def _ascend(
+    gram: Float[Tensor, "live live"],
+    delta: Float[Tensor, "out live"],
+    gain: Float[Tensor, "out live"],
+    weight: Float[Tensor, " out"],
+    memory: int,
+) -> tuple[Float[Tensor, "out live"], Bool[Tensor, " out"]]:
+    """One Newton step for each row's minorant, a chunk of rows at a time; and whether the row may lower its barrier."""
+    mean = gain.mean(-1, keepdim=True)
+    # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
+    gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
+    rows = max(1, memory // (40 * gram.shape[0] ** 2))
+    parts = [
+        _newton(gram, *chunk) for chunk in zip(delta.split(rows), gain.split(rows), weight.split(rows), strict=True)
+    ]
+    deltas, close = zip(*parts, strict=True)
+    return torch.cat(deltas), torch.cat(close)
+
+
+def _newton(
+    gram: Float[Tensor, "live live"],
+    delta: Float[Tensor, "rows live"],
+    gain: Float[Tensor, "rows live"],
+    weight: Float[Tensor, " rows"],
+) -> tuple[Float[Tensor, "rows live"], Bool[Tensor, " rows"]]:
+    """The step in relative changes of delta, with a line search that keeps `gram - diag(delta)` positive definite."""
+    factor = torch.linalg.cholesky(_without(gram, delta))
+    inverse = torch.cholesky_inverse(factor)
+    mu = weight[:, None]
+    slope = gain - mu * (inverse.diagonal(dim1=-2, dim2=-1) * delta - 1)
+    hessian = inverse.square_().mul_((mu * delta)[:, :, None]).mul_(delta[:, None, :])
+    hessian.diagonal(dim1=-2, dim2=-1).add_(mu + 0.5 * gain)
+    step = torch.cholesky_solve(slope.unsqueeze(-1), torch.linalg.cholesky(hessian)).squeeze(-1)
+    promise = (step * slope).sum(-1)
+    before = _log_det(factor)
+    length = (0.95 / (-step).amax(-1).clamp_min(1e-9)).clamp_max(1.0)
+    accepted = torch.zeros_like(length, dtype=torch.bool)
+    for _ in range(12):
+        change = length[:, None] * step
+        factor, failed = torch.linalg.cholesky_ex(_without(gram, delta * (1 + change)))
+        rise = (gain * (change - change.square() / 4)).sum(-1)
+        rise = rise + weight * (_log_det(factor) - before + torch.log1p(change).sum(-1))
+        accepted |= (failed == 0) & (rise >= 0.2 * length * promise)
+        if bool(accepted.all()):
+            break
+        length = torch.where(accepted, length, 0.6 * length)
+    length = torch.where(accepted, length, 0.0)
+    close = (length > 0.5) | (promise < 4 * weight)
+    return delta * (1 + length[:, None] * step), close
+
+
+def _without(gram: Float[Tensor, "live live"], delta: Float[Tensor, "rows live"]) -> Float[Tensor, "rows live live"]:
+    """`gram - diag(delta)` for each row."""
+    result = gram.expand(len(delta), *gram.shape).clone()
+    result.diagonal(dim1=-2, dim2=-1).sub_(delta)
+    return result
+
+
+def _log_det(factor: Float[Tensor, "rows live live"]) -> Float[Tensor, " rows"]:
+    return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
