@@ -19,6 +19,7 @@ from optprune.network.assess import assess
 from optprune.network.calibration import Forward
 from optprune.network.plan import Plan
 from optprune.network.report import Report
+from optprune.training._checks import added, require
 from optprune.training._layers import PlannedLayer, planned_layers
 from optprune.training.freeze import Frozen, freeze, frozen_masks
 
@@ -39,7 +40,7 @@ class Method(ABC):
 
     `step` is called once per step of the optimizer, after it, with the loss of that step without the penalty. `every`
     calls make a *period*, at whose end the method does its own work; `every=len(loader)` makes a period an epoch. The
-    method never calls the model, the loss or the optimizer.
+    method never calls the model, the loss or the optimizer. It keeps a copy of the model as it was attached.
 
     The methods of one type differ in how a period ends. `prune` chooses the masks, zeroes the weights outside of them
     and freezes them (`freeze`); `penalty` is 0 from then on. `finish` prunes if that has not been done, lets the masks
@@ -135,7 +136,7 @@ class Method(ABC):
             NonFiniteError: at the end of a period, if its losses hold NaN or infinity.
         """
         self._require_running("step")
-        self._total = _added(self._total, loss)
+        self._total = added(self._total, loss)
         self._steps += 1
         if self._frozen is not None and self._optimizer is None:
             self._frozen.apply()  # an optimizer that is known has done it
@@ -347,28 +348,3 @@ class Method(ABC):
                     f"its weight was replaced after attach, so that {type(self).__name__} holds another parameter; "
                     "load values into the old one (load_state_dict), or attach to the changed model"
                 )
-
-
-def require(method: object, name: str, holds: bool, accepted: str) -> None:
-    """Refuse a setting.
-
-    Raises:
-        InvalidInputError: `holds` is False.
-    """
-    if not holds:
-        raise InvalidInputError(
-            f"{type(method).__name__}: {name}={getattr(method, name)!r} given; {accepted} is needed"
-        )
-
-
-def _added(total: Tensor, loss: object) -> Tensor:
-    """The running sum with one more loss, on the device of the loss, so that nothing waits for it."""
-    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
-        value = loss.detach().reshape(()).to(torch.float64)
-        return total.to(value.device) + value
-    if isinstance(loss, int | float) and not isinstance(loss, bool):
-        return total + loss
-    given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-    raise InvalidInputError(
-        f"step got {given} as the loss; give the scalar loss of this step, without the penalty: step(loss)"
-    )

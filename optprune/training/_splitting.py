@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optprune.errors import InvalidInputError, layer_context
-from optprune.training._base import Method, require
+from optprune.training._base import Method
+from optprune.training._checks import require
 
 WIDE = torch.float32
 """Copies and multipliers of weights in half precision are kept in this."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optprune.errors import InvalidInputError
 from optprune.network.plan import Plan
-from optprune.training._base import require
+from optprune.training._checks import require
 from optprune.training._layers import planned_layers
 from optprune.training._splitting import Splitting, norm
 from optprune.training.freeze import frozen_masks
@@ -99,8 +99,8 @@ class ADMM(Splitting):
         self._hold({name: mask & held.get(name, True) for name, mask in masks.items()})
         self._stage, self._within, self._rho = self._stage + 1, 0, self.rho
         self._layers = self._stages[self._stage]
-        for name, layer in self._layers.items():
-            self._copies[name] = layer.project(self._weights()[name])
+        for name, weight in self._weights().items():
+            self._copies[name] = self._layers[name].project(weight)
             self._multipliers[name].zero_()
 
     def _final_masks(self) -> dict[str, Tensor]:

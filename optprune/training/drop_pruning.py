@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optprune.numerics.sampling import generator
 from optprune.numerics.selection import top_k
-from optprune.training._base import require
+from optprune.training._checks import require
 from optprune.training._masked import Masked
 
 _SALT = 2_654_435_769

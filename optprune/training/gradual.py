@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optprune.numerics.selection import top_k
-from optprune.training._base import require
+from optprune.training._checks import require
 from optprune.training._masked import Masked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from optprune.bounds.surrogate import step_factor
-from optprune.training._base import require
+from optprune.training._checks import require
 from optprune.training._splitting import Splitting, inner, norm
 
 

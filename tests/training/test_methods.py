@@ -95,7 +95,7 @@ def test_from_the_first_step_to_a_verified_run(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("stop", [1, 2 * EVERY, 2 * EVERY + 1, 5 * EVERY + 2])
+@pytest.mark.parametrize("stop", [1, 2 * EVERY, 5 * EVERY + 2])
 def test_resumed_is_uninterrupted_bit_for_bit(kind, stop):
     inputs, targets = data(1, 8, 8)
     whole = 7 * EVERY

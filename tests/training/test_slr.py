@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import optprune as op
-from optprune.bounds.surrogate import step_factor, step_product
+from optprune.bounds.surrogate import step_factor, step_product, step_ratio
 from optprune.training import ADMM, SLR
 from tests.training.loops import EVERY, OPTIMIZERS, data, go, mlp
 from tests.training.test_admm import exact_steps, quadratic
@@ -27,6 +27,9 @@ def test_conditions_step_by_step():
             # Where the last half-step was accepted, the length of its move is the first one's times the product.
             lengths.append(facts["step_size"] * facts["violation"])
             assert lengths[-1] == pytest.approx(1e-2 * start * step_product(k, 300, 0.1), rel=1e-9)
+            # And the ratio that must tend to 0 is that of T22, times the violation.
+            ratio = facts["violation"] / (1e-2 * start) * step_ratio(k, 300, 0.1)
+            assert (1 - facts["alpha"]) / facts["step_size"] == pytest.approx(ratio, rel=1e-9)
     assert len(lengths) > 50
     assert all(later < earlier for earlier, later in itertools.pairwise(lengths))
 
