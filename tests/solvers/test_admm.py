@@ -30,7 +30,9 @@ def test_the_budget_is_used_to_the_last_weight(golden):
     assert int((matrix != 0).sum()) == problem.pattern.count(problem.shape)
 
 
-@pytest.mark.parametrize("setting", [{"rho": 0.0}, {"growth": 1.0}, {"patience": 0}, {"rho": float("nan")}])
+@pytest.mark.parametrize(
+    "setting", [{"rho": 0.0}, {"growth": 1.0}, {"patience": 0}, {"tolerance": 0.0}, {"rho": float("nan")}]
+)
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(InvalidInputError, match=f"{next(iter(setting))}={next(iter(setting.values()))}"):
         op.ADMM(**setting)
