@@ -39,9 +39,9 @@ from optprune.network.plan import Plan, Radius
 from optprune.network.provenance import provenance
 from optprune.network.report import LayerRecord, Report
 from optprune.network.ship import Solved, ship
-from optprune.network.statements import least_squares, net_trim, problem_type, solve_to_count
+from optprune.network.statements import edge_sampling, least_squares, net_trim, problem_type, solve_to_count
 from optprune.patterns import PerLayer
-from optprune.problems import Problem
+from optprune.problems import EdgeSampling, L0LeastSquares, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
 from optprune.solvers import Portfolio, Solver, solve_all
@@ -94,13 +94,13 @@ def prune(
         batches: calibration data, read several times: tensors, tuples that begin with the input, or mappings of keyword
             arguments. One tensor is one batch.
         plan: what each layer is pruned to, from a planner of `optprune.plan`.
-        solver: of `L0LeastSquares` or `NetTrim`; the default is for plans of patterns.
+        solver: of `L0LeastSquares`, `NetTrim` or `EdgeSampling`; the default is for plans of patterns.
         mode: "parallel": every layer sees the dense network's activations. "cascade": inputs come from the pruned
             prefix, targets from the dense network, layer after layer.
         inplace: write into `model` and return it, instead of a copy.
-        seed: of the subsample of rows that Net-Trim works on.
+        seed: of the subsample of rows that Net-Trim and edge sampling work on.
         device: where to compute; by default where the model is. The result stays where the model is.
-        samples: rows per layer kept for Net-Trim.
+        samples: rows per layer kept for Net-Trim and edge sampling.
         memory: bytes for the statistics of one pass over the batches, and for a one-shot iterator.
         damping: of the l0 problem, relative to the mean diagonal of the Gram matrix.
         relu: layer name -> whether a ReLU follows, for Net-Trim, where the graph does not tell.
@@ -161,12 +161,13 @@ def _per_layer(
     unknown = [name for name in relu or {} if name not in plan]
     if unknown:
         raise InvalidInputError(f"relu names '{unknown[0]}', which is not planned; the plan holds {', '.join(plan)}")
-    trims = {}
+    kinds = {}
     for name, target in plan.items():
         with layer_context(name):
-            trims[name] = problem_type(solver, target) is NetTrim
-    follows = followed_by_relu(model, plan) if any(trims.values()) else {}
-    return {name: samples if trims[name] else 0 for name in plan}, {**follows, **(relu or {})}
+            kinds[name] = problem_type(solver, target)
+    follows = followed_by_relu(model, plan) if NetTrim in kinds.values() else {}
+    rows = {name: 0 if kind is L0LeastSquares else samples for name, kind in kinds.items()}
+    return rows, {**follows, **(relu or {})}
 
 
 def _parallel(
@@ -232,9 +233,15 @@ def _solve(
     counted: dict[str, list[Solution]] = {}
     for name, adapter in adapters.items():
         target = plan[name]
-        if problem_type(run.solver, target) is not NetTrim:
+        kind = problem_type(run.solver, target)
+        if kind is not NetTrim:
             assert not isinstance(target, Radius)
-            problems[name] = least_squares(captured[name], target, adapter, run.damping)
+            by_edges = kind is EdgeSampling
+            problems[name] = (
+                edge_sampling(captured[name], target, adapter)
+                if by_edges
+                else least_squares(captured[name], target, adapter, run.damping)
+            )
             continue
         at = target if isinstance(target, Radius) else Radius(0.0)
         trims = net_trim(captured[name], at, adapter, run.relu[name])

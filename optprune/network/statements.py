@@ -13,7 +13,7 @@ from optprune.network.capture import Captured
 from optprune.network.layers import Adapter
 from optprune.network.targets import Radius, Target
 from optprune.patterns import Pattern, PerLayer
-from optprune.problems import L0LeastSquares, Problem
+from optprune.problems import EdgeSampling, L0LeastSquares, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
 from optprune.solvers import Solver, solve
@@ -23,7 +23,9 @@ from optprune.statistics import Statistics
 
 
 def problem_type(solver: Solver, target: Target) -> type[Problem]:
-    """What a target becomes for a solver: `L0LeastSquares` for a pattern, `NetTrim` for a radius or a count.
+    """What a target becomes for a solver.
+
+    `L0LeastSquares` or `EdgeSampling` for a pattern, `NetTrim` for a radius or a count.
 
     Raises:
         UnsupportedError: the solver accepts no problem that the target can become.
@@ -32,17 +34,21 @@ def problem_type(solver: Solver, target: Target) -> type[Problem]:
         return L0LeastSquares
     if NetTrim in solver.accepts and isinstance(target, Radius | PerLayer):
         return NetTrim
+    if isinstance(target, Pattern) and EdgeSampling in solver.accepts:
+        return EdgeSampling
     name = type(solver).__name__
     if NetTrim in solver.accepts:
         raise UnsupportedError(
             f"{target!r} given with {name}, which solves Net-Trim; accepted are a density, PerLayer(k) and Radius"
         )
-    if L0LeastSquares in solver.accepts:
+    if L0LeastSquares in solver.accepts or EdgeSampling in solver.accepts:
         raise UnsupportedError(
             f"{target!r} given with {name}, which needs a pattern; use plan.uniform, or a Net-Trim solver"
         )
     accepted = ", ".join(kind.__name__ for kind in solver.accepts)
-    raise UnsupportedError(f"{name} accepts {accepted}; pruning a network needs a solver of L0LeastSquares or NetTrim")
+    raise UnsupportedError(
+        f"{name} accepts {accepted}; pruning a network needs a solver of L0LeastSquares, NetTrim or EdgeSampling"
+    )
 
 
 def group_statistics(statistics: Statistics, inputs: int) -> list[Statistics]:
@@ -91,6 +97,18 @@ def net_trim(captured: Captured, target: Radius, adapter: Adapter, relu: bool) -
             )
         problems.append(problem)
     return problems
+
+
+def edge_sampling(captured: Captured, pattern: Pattern, adapter: Adapter) -> list[Problem]:
+    """One edge-sampling problem per group, on the sampled rows, which are the points; the bias stays as it is.
+
+    Behind a pruned prefix the points are what the layer sees there, and the error is that of its own edges.
+    """
+    if captured.inputs is None:
+        raise UnsupportedError("edge sampling needs rows, not statistics alone; give samples >= 1")
+    weight, _ = _dense(captured.statistics, adapter)
+    patterns = pattern.split(adapter.groups, adapter.shape)
+    return [EdgeSampling(weight[g], captured.inputs[g].double(), own) for g, own in enumerate(patterns)]
 
 
 def solve_to_count(
