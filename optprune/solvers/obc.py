@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from optprune.errors import InvalidInputError
 from optprune.numerics.elimination import Trace, eliminate
 from optprune.numerics.selection import top_k
 from optprune.patterns import Fixed
@@ -58,24 +59,40 @@ class OBC(Solver[L0LeastSquares]):
         if isinstance(problem.pattern, Fixed):
             return problem.pattern.support(problem.dense.square()), {}
         bands = Bands.of(problem)
-        trace = self._trace(bands, bands.units // bands.groups - bands.slots if bands.slots is not None else None)
+        size = bands.units // bands.groups
+        trace = self._trace(bands, size if bands.slots is None else size - bands.slots)
         gone = torch.ones_like(trace.cost, dtype=torch.bool)
         if bands.slots is None:
-            total = gone[0].numel() - bands.budget
-            rank = trace.cost.cummax(-1).values.flatten(1)
-            gone = top_k(-rank, total).reshape(gone.shape)
+            gone = top_k(-_ranks(trace), gone[0].numel() - bands.budget).reshape(gone.shape)
         kept = torch.ones(len(bands.linear), bands.units, dtype=torch.bool, device=gone.device)
         kept.scatter_(-1, trace.order.flatten(0, 1), ~gone.flatten(0, 1))
         return bands.mask(kept, problem), {"search_damping": bands.damping}
 
-    def _trace(self, bands: Bands, spare: int | None) -> Trace:
-        size = bands.units // bands.groups
+    def curve(self, problem: L0LeastSquares) -> Float[Tensor, "*batch counts"]:
+        """The objective at every budget of the whole layer, 0 to all units kept, from one elimination.
+
+        What `run` reaches with `PerLayer(k)` (or `Blocks` of k tiles) is entry k, up to the search damping of 1e-10.
+
+        Raises:
+            InvalidInputError: the pattern's budgets do not span the layer.
+        """
+        if isinstance(problem.pattern, Fixed) or (bands := Bands.of(problem)).slots is not None:
+            raise InvalidInputError(
+                f"{problem.pattern} given; a curve is over budgets of the whole layer, as PerLayer has"
+            )
+        trace = self._trace(bands, bands.units)
+        order = _ranks(trace).sort(dim=-1, stable=True).indices
+        spent = trace.cost.flatten(1).gather(-1, order).cumsum(-1)
+        nothing = problem.objective(torch.zeros_like(problem.dense)).reshape(-1, 1)
+        left = nothing - spent[:, -1:] + torch.cat([torch.zeros_like(nothing), spent], dim=-1)
+        return left.flip(-1).reshape(*problem.batch_shape, -1)
+
+    def _trace(self, bands: Bands, spare: int) -> Trace:
         weight = bands.linear.unflatten(0, (len(bands.gram), -1)) @ bands.inverse.unsqueeze(1)
-        return eliminate(
-            bands.inverse,
-            weight,
-            width=bands.width,
-            group=size,
-            spare=size if spare is None else spare,
-            memory=self.memory,
-        )
+        size = bands.units // bands.groups
+        return eliminate(bands.inverse, weight, width=bands.width, group=size, spare=spare, memory=self.memory)
+
+
+def _ranks(trace: Trace) -> Float[Tensor, "n units"]:
+    """What orders the eliminations of all bands: the increment, or an earlier one of its band if that was larger."""
+    return trace.cost.cummax(-1).values.flatten(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_it_is_between_the_optimum_and_refitted_magnitude(pattern):
 def test_the_loss_never_rises_from_step_to_step(pattern):
     problem = L0LeastSquares.from_layer(*data(3, out=6, inputs=24, samples=60), pattern=pattern)
     losses = [float(problem.objective(op.IHT(max_steps=steps).run(problem).matrix)) for steps in range(1, 12)]
-    assert all(later <= before * (1 + 1e-12) for before, later in zip(losses, losses[1:], strict=False))
+    assert all(later <= before * (1 + 1e-12) for before, later in itertools.pairwise(losses))
     assert losses[-1] < losses[0]
 
 

@@ -1,9 +1,12 @@
 """Greedy elimination: the published algorithm's support, one trace for all budgets, budgets shared by increments."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import optprune as op
+from optprune.errors import InvalidInputError
 from optprune.problems import L0LeastSquares
 from optprune.testing.instances import data, every_pattern
 
@@ -40,3 +43,22 @@ def test_dead_and_repeated_inputs_go_first():
     assert not bool((matrix[:, 2] != 0).any())
     assert not bool(((matrix[:, 4] != 0) & (matrix[:, 5] != 0)).any())
     assert float(problem.objective(matrix)) <= 1e-12 * float(problem.objective(0 * matrix))
+
+
+@pytest.mark.parametrize("pattern", [op.PerLayer(30), op.Blocks(2, 3, 8)], ids=repr)
+def test_one_elimination_gives_the_objective_of_every_budget(pattern):
+    problem = L0LeastSquares.from_layer(*data(21, out=6, inputs=12, samples=50), pattern=pattern)
+    curve = op.OBC().curve(problem)
+    units = pattern.layout(problem.shape)[1]
+    assert curve.shape == (units + 1,)
+    scale = float(curve[0])
+    for k in (0, 1, units // 3, units - 1, units):
+        same = dataclasses.replace(problem, pattern=dataclasses.replace(pattern, k=k))
+        expected = float(problem.objective(op.OBC().run(same).matrix))
+        assert float(curve[k]) == pytest.approx(expected, rel=1e-6, abs=1e-9 * scale)
+
+
+def test_a_curve_needs_a_budget_of_the_layer():
+    for pattern in (op.PerRow(3), op.NOfM(2, 4), op.Fixed(torch.ones(2, 8, dtype=torch.bool))):
+        with pytest.raises(InvalidInputError, match="budgets of the whole layer"):
+            op.OBC().curve(L0LeastSquares.from_layer(*data(22), pattern=pattern))
