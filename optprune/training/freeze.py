@@ -197,7 +197,13 @@ def from_torch_prune(model: nn.Module, optimizer: Optimizer | None = None) -> Fr
         raise InvalidInputError(f"{type(model).__name__} has no weight_mask; torch.nn.utils.prune has not pruned it")
     for name in masks:
         torch_prune.remove(model.get_submodule(name), "weight")
-    return freeze(model, masks, optimizer)
+    try:
+        return freeze(model, masks, optimizer)
+    except Exception:
+        thaw(model)
+        for name, mask in masks.items():  # the masks are not lost on the way
+            torch_prune.custom_from_mask(model.get_submodule(name), "weight", mask)
+        raise
 
 
 def _checked(adapter: Adapter, mask: Tensor) -> Tensor:

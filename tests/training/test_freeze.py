@@ -185,6 +185,17 @@ def test_to_and_from_torch_prune():
     assert outside(model, held) == 0.0
 
 
+def test_masks_that_cannot_be_taken_over_are_not_lost():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose2d(1, 2, 3))
+    for module in model:
+        torch_prune.random_unstructured(module, "weight", 3)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises(UnsupportedError, match="layer '1'"):
+        from_torch_prune(model)
+    assert same(dict(model.named_buffers()), before)
+    assert all(torch_prune.is_pruned(module) for module in model)
+
+
 def test_wrong_use_says_what_is_right():
     model = cnn()
     held = masks(model)
