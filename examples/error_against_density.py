@@ -39,9 +39,8 @@ asked = arguments.parse_args()
 data = digits()
 model = mlp([64, *asked.hidden, 10])
 train(model, data.train_inputs, data.train_targets)
-layers = dict(model.named_children())
-inputs = layers["fc1"](data.train_inputs).relu().detach().double()
-weight = layers["fc2"].weight.detach().double()
+inputs = model[:2](data.train_inputs).detach().double()
+weight = model.get_submodule("fc2").get_parameter("weight").detach().double()
 statistics = op.Statistics.from_layer(weight, inputs)
 
 densities = sorted(asked.densities, reverse=True)
@@ -49,7 +48,7 @@ errors = {name: [] for name in SOLVERS}
 seconds = {name: [] for name in (*SOLVERS, "certificate")}
 bounds = []
 for density in densities:
-    pattern = op.PerLayer.at_density(density, tuple(weight.shape))
+    pattern = op.PerLayer.at_density(density, (weight.shape[0], weight.shape[1]))
     problem = op.L0LeastSquares(statistics, pattern, damping=asked.damping)
     energy = float(problem.objective(0 * weight))
     for name, solver in SOLVERS.items():

@@ -69,7 +69,7 @@ def measure(layer: str, levels: list[str]) -> list[dict[str, Any]]:
     statistics = op.Statistics.from_layer(dense, rows)
     results = []
     for level in levels:
-        problem = op.L0LeastSquares(statistics, pattern(level, tuple(dense.shape)))
+        problem = op.L0LeastSquares(statistics, pattern(level, (dense.shape[0], dense.shape[1])))
         for name, solver in SOLVERS.items():
             start = time.process_time()
             weight = solver(problem)
