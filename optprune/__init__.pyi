@@ -1,5 +1,6 @@
 from . import bounds, certify, errors, testing, training
 from .network import plan
+from .network.damping import HeldOut
 from .network.export import export
 from .network.plan import Plan, Radius
 from .network.prune import prune
@@ -51,6 +52,7 @@ __all__ = [
     "EdgeSampling",
     "Exhaustive",
     "Fixed",
+    "HeldOut",
     "L0LeastSquares",
     "LayerRecord",
     "Magnitude",

@@ -14,12 +14,13 @@ from torch import nn
 from optprune.cli import embedded
 from optprune.cli.inputs import Data, read_data, read_model
 from optprune.cli.progress import Bars
-from optprune.cli.rules import make_plan, rule
+from optprune.cli.rules import Sharing, make_plan, rule
 from optprune.cli.solvers import chosen
 from optprune.network.calibration import device_of
+from optprune.network.damping import HeldOut
 from optprune.network.export import export, export_index, state_bytes
 from optprune.network.files import new_folder
-from optprune.network.plan import Plan, Radius
+from optprune.network.plan import Radius
 from optprune.network.prune import prune
 from optprune.network.report import Report
 from optprune.solvers import Solver
@@ -36,6 +37,8 @@ class Job:
     weights: Path | None
     methods: tuple[str, ...]
     target: str
+    allocation: str
+    budget: str
     mode: Literal["parallel", "cascade"]
     skip: tuple[str, ...]
     override: tuple[str, ...]
@@ -43,7 +46,7 @@ class Job:
     dtype: str
     device: str
     samples: int
-    damping: float
+    damping: float | Literal["held-out"]
     seed: int
     output: Path
     overwrite: bool
@@ -119,11 +122,10 @@ def run(job: Job) -> Outcome:
     solvers = chosen(job.methods or _default_methods(job.target), job.options)
     with new_folder(job.output, overwrite=job.overwrite) as folder, Bars() as bars:
         model, data = _prepared(job, bars)
-        plan = make_plan(model, job.target, job.skip, job.override)
         measure = _accuracy(data)
         outcome = Outcome(job, len(data.inputs), measure(model), [])
         for name, solver in solvers.items():
-            outcome.methods.append(_prune(job, name, solver, model, data, plan, measure, folder / name, bars))
+            outcome.methods.append(_prune(job, name, solver, model, data, measure, folder / name, bars))
         export_index(folder, outcome.summary())
     return outcome
 
@@ -162,7 +164,6 @@ def _prune(
     solver: Solver,
     model: nn.Module,
     data: Data,
-    plan: Plan,
     measure: Callable[[nn.Module], float | None],
     folder: Path,
     bars: Bars,
@@ -170,6 +171,8 @@ def _prune(
     start = time.perf_counter()
     with bars.layers(name) as progress:
         batches = data.inputs.split(CALIBRATION_BATCH)
+        sharing = Sharing(job.allocation, job.budget, batches, solver)
+        plan = make_plan(model, job.target, job.skip, job.override, sharing)
         pruned, report = prune(
             model,
             batches,
@@ -178,7 +181,7 @@ def _prune(
             mode=job.mode,
             seed=job.seed,
             samples=job.samples,
-            damping=job.damping,
+            damping=HeldOut() if job.damping == "held-out" else job.damping,
             progress=progress,
         )
     seconds = time.perf_counter() - start

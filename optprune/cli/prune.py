@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,23 @@ class Mode(enum.StrEnum):
 
     PARALLEL = "parallel"
     CASCADE = "cascade"
+
+
+class Allocation(enum.StrEnum):
+    """How one density of the whole network becomes a density per layer."""
+
+    UNIFORM = "uniform"
+    ERK = "erk"
+    MAGNITUDE = "magnitude"
+    OWL = "owl"
+    OPTIMAL = "optimal"
+
+
+class Budget(enum.StrEnum):
+    """What a density of the whole network is a fraction of."""
+
+    WEIGHTS = "weights"
+    MACS = "macs"
 
 
 class Dtype(enum.StrEnum):
@@ -56,6 +73,17 @@ def prune(
         float | None,
         typer.Option(help=f"Fraction of each layer's weights kept; {DENSITY} unless something else is asked."),
     ] = None,
+    allocation: Annotated[
+        Allocation,
+        typer.Option(
+            help="Share the density among the layers: alike, by shape (erk), by one threshold (magnitude), by outliers "
+            "(owl), or so that the outputs err least (optimal: error curves by the method, or by portfolio where it "
+            "does not solve the l0 problem)."
+        ),
+    ] = Allocation.UNIFORM,
+    budget: Annotated[
+        Budget, typer.Option(help="What a density that is shared is a fraction of: weights, or multiplications.")
+    ] = Budget.WEIGHTS,
     pattern: Annotated[
         str | None,
         typer.Option(help="N:M (N kept of M), per-row:K, rows:K, columns:K, blocks:RxC:K; K a count, or a fraction."),
@@ -79,8 +107,12 @@ def prune(
     device: Annotated[str, typer.Option(help="Device of the model, as torch names it.")] = "cpu",
     samples: Annotated[int, typer.Option(help="Rows per layer that Net-Trim works on, drawn by the seed.")] = SAMPLES,
     damping: Annotated[
-        float, typer.Option(help="Of the l0 problem, relative to the mean diagonal of the Gram matrix.")
-    ] = 0.0,
+        str,
+        typer.Option(
+            help="Of the l0 problem, relative to the mean diagonal of the Gram matrix; or `held-out`, to choose it for "
+            "each layer by the error on samples held out."
+        ),
+    ] = "0",
     seed: Annotated[int, typer.Option(help="Of the split, the training and the subsampling.")] = 0,
     output: Annotated[
         Path, typer.Option("--output", "--out", help="Folder to write; one folder per method in it.")
@@ -104,6 +136,8 @@ def prune(
             weights=weights,
             methods=tuple(method or ()),
             target=_target(density, pattern, radius),
+            allocation=allocation.value,
+            budget=budget.value,
             mode=mode.value,
             skip=tuple(skip or ()),
             override=tuple(override or ()),
@@ -111,7 +145,7 @@ def prune(
             dtype=dtype.value,
             device=device,
             samples=samples,
-            damping=damping,
+            damping=_damping(damping),
             seed=seed,
             output=output,
             overwrite=overwrite,
@@ -135,3 +169,13 @@ def _target(density: float | None, pattern: str | None, radius: float | None) ->
     if len(given) > 1:
         raise typer.BadParameter("--density, --pattern and --radius exclude one another; give one of them")
     return given[0] if given else str(DENSITY)
+
+
+def _damping(text: str) -> float | Literal["held-out"]:
+    """A number, or that it is to be chosen."""
+    if text == "held-out":
+        return "held-out"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--damping '{text}': a number or held-out is accepted") from error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from optprune.errors import InvalidInputError
 from optprune.network import plan
 from optprune.network.plan import Plan, Radius, Rule
+from optprune.network.prune import DEFAULT_SOLVER
 from optprune.patterns import Blocks, Columns, NOfM, Pattern, PerLayer, PerRow, Rows, Shape
+from optprune.problems import L0LeastSquares
+from optprune.solvers import Solver
 
 SYNTAX = (
     "a density (0.2), N:M kept of M (2:4), per-layer:K, per-row:K, rows:K, columns:K or blocks:RxC:K "
@@ -67,11 +71,44 @@ def _blocks(rows: int, columns: int, count: str) -> Pattern | Callable[[Shape], 
     return lambda shape: Blocks.at_density(density, shape, rows, columns)
 
 
-def make_plan(model: nn.Module, target: str, skip: Sequence[str], overrides: Sequence[str]) -> Plan:
+@dataclass(frozen=True)
+class Sharing:
+    """How one density of the whole network becomes a density per layer.
+
+    Attributes:
+        allocation: name of the planner, as `optprune prune --allocation` takes it.
+        budget: what the density is a fraction of, "weights" or "macs".
+        batches: calibration data, for the planners that look at it.
+        solver: of the method; it measures the error curves if it solves the l0 problem, else the default solver does.
+    """
+
+    allocation: str
+    budget: str
+    batches: Sequence[Tensor]
+    solver: Solver
+
+    def plan(self, model: nn.Module, density: float, skip: Sequence[str], override: Mapping[str, Rule]) -> Plan:
+        """The planner's plan."""
+        if self.allocation == "uniform":
+            return plan.uniform(model, density, skip=skip, override=override)
+        cost = plan.macs(model, self.batches) if self.budget == "macs" else None
+        if self.allocation == "erk":
+            return plan.erk(model, density, cost=cost, skip=skip, override=override)
+        if self.allocation == "magnitude":
+            return plan.global_magnitude(model, density, cost=cost, skip=skip, override=override)
+        if self.allocation == "owl":
+            return plan.owl(model, self.batches, density, cost=cost, skip=skip, override=override)
+        solver = self.solver if L0LeastSquares in self.solver.accepts else DEFAULT_SOLVER
+        return plan.allocated(model, self.batches, density, solver, cost=cost, skip=skip, override=override)
+
+
+def make_plan(model: nn.Module, target: str, skip: Sequence[str], overrides: Sequence[str], sharing: Sharing) -> Plan:
     """A plan with one target for all layers, but for those skipped and overridden (`glob=target`).
 
+    A density is shared among the layers as `sharing` says; any other target is each layer's own.
+
     Raises:
-        InvalidInputError: a text that is no target, or a name that matches no layer.
+        InvalidInputError: a text that is no target, a name that matches no layer, or a target that cannot be shared.
     """
     override: dict[str, Rule] = {}
     for text in overrides:
@@ -82,8 +119,12 @@ def make_plan(model: nn.Module, target: str, skip: Sequence[str], overrides: Seq
     base = rule(target)
     if base is None:
         raise InvalidInputError("'dense' given for all layers; there would be nothing to prune")
+    if isinstance(base, float | int):
+        return sharing.plan(model, float(base), skip, override)
+    if sharing.allocation != "uniform":
+        raise InvalidInputError(
+            f"allocation '{sharing.allocation}' with target '{target}' given; what is shared among layers is a density"
+        )
     if isinstance(base, Radius):
         return plan.radius(model, base.relative, skip=skip, override=override)
-    if isinstance(base, float | int):
-        return plan.uniform(model, base, skip=skip, override=override)
     return plan.uniform(model, pattern=base, skip=skip, override=override)

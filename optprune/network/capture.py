@@ -28,7 +28,7 @@ from optprune.network.calibration import (
     tensors_of,
 )
 from optprune.network.layers import Adapter, named_adapters
-from optprune.numerics.sampling import Reservoir, generator
+from optprune.numerics.sampling import Divider, Reservoir, generator
 from optprune.statistics import Accumulator, Statistics
 
 CHUNK_BYTES = 2**26
@@ -43,11 +43,14 @@ class Captured:
         statistics: per group, of rows that end in a one where the layer has a bias, centred at the dense parameters.
         inputs: a uniform subsample of the rows `(groups, n, d)`, without the one; None where none was asked for.
         targets: the dense pre-activations of the same rows (cascade only).
+        halves: the statistics of two disjoint sets of samples, which together are all: to fit on, and held out; None
+            where the samples were not divided.
     """
 
     statistics: Statistics
     inputs: Float[Tensor, "groups n d"] | None = None
     targets: Float[Tensor, "groups n outg"] | None = None
+    halves: tuple[Statistics, Statistics] | None = None
 
 
 def capture(
@@ -147,14 +150,22 @@ def layer_uses(model: nn.Module, adapters: Mapping[str, Adapter], data: Calibrat
     return most
 
 
-def passes(adapters: Mapping[str, Adapter], samples: Mapping[str, int], memory: int) -> Iterator[dict[str, Adapter]]:
-    """The layers in order, cut so that the statistics of each piece fit in `memory` bytes (one layer at least)."""
+def passes(
+    adapters: Mapping[str, Adapter], samples: Mapping[str, int], memory: int, *, divided: bool = False
+) -> Iterator[dict[str, Adapter]]:
+    """The layers in order, cut so that the statistics of each piece fit in `memory` bytes (one layer at least).
+
+    Divided samples take three times the statistics: of either set, and of both.
+    """
     piece: dict[str, Adapter] = {}
     used = 0
     for name, adapter in adapters.items():
         out, d = adapter.shape
         d += adapter.module.bias is not None
-        need = 8 * (2 * adapter.groups * d * d + 2 * out * d + samples[name] * (adapter.groups * d + out))
+        need = 8 * (
+            (2 * adapter.groups * d * d + 2 * out * d) * (3 if divided else 1)
+            + samples[name] * (adapter.groups * d + out)
+        )
         if piece and used + need > memory:
             yield piece
             piece, used = {}, 0
@@ -165,10 +176,20 @@ def passes(adapters: Mapping[str, Adapter], samples: Mapping[str, int], memory: 
 
 
 def capture_parallel(
-    model: nn.Module, adapters: Mapping[str, Adapter], data: Calibration, samples: Mapping[str, int], seed: int
+    model: nn.Module,
+    adapters: Mapping[str, Adapter],
+    data: Calibration,
+    samples: Mapping[str, int],
+    seed: int,
+    *,
+    held_out: float = 0.0,
 ) -> dict[str, Captured]:
-    """Dense activations of several layers in one pass; the calls of a layer that is called twice are pooled."""
-    collectors = {name: _Collector(adapter, samples[name], seed) for name, adapter in adapters.items()}
+    """Dense activations of several layers in one pass; the calls of a layer that is called twice are pooled.
+
+    With a share `held_out` the samples are divided at random, at all layers alike; a layer that is called twice may see
+    one sample on both sides.
+    """
+    collectors = {name: _Collector(adapter, samples[name], seed, held_out) for name, adapter in adapters.items()}
 
     def collect(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -188,15 +209,24 @@ def capture_parallel(
 
 
 def capture_cascade(
-    dense: nn.Module, pruned: nn.Module, name: str, data: Calibration, samples: int, seed: int
+    dense: nn.Module,
+    pruned: nn.Module,
+    name: str,
+    data: Calibration,
+    samples: int,
+    seed: int,
+    *,
+    held_out: float = 0.0,
 ) -> Captured:
     """Inputs from the pruned network, targets from the dense one; each forward stops at the layer.
+
+    With a share `held_out` the samples are divided at random.
 
     Raises:
         InvalidInputError: the two networks do not reach the layer on the same batches.
     """
     adapter = named_adapters(dense, [name])[name]
-    collector = _Collector(adapter, samples, seed)
+    collector = _Collector(adapter, samples, seed, held_out)
     with layer_context(name):
         for batch in data:
             target = _stopped(dense, name, data, batch, at_input=False)
@@ -250,7 +280,7 @@ def require_untied(model: nn.Module, names: Iterable[str]) -> None:
 class _Collector:
     """Statistics, and a subsample where asked for, of one layer."""
 
-    def __init__(self, adapter: Adapter, samples: int, seed: int) -> None:
+    def __init__(self, adapter: Adapter, samples: int, seed: int, held_out: float) -> None:
         self._adapter = adapter
         module = adapter.module
         reference = adapter.matrix(module.weight.detach()).double()
@@ -258,22 +288,45 @@ class _Collector:
         if module.bias is not None:
             bias = module.bias.detach().double().reshape(adapter.groups, -1, 1)
             reference = torch.cat([reference, bias], -1)
-        self._accumulator = Accumulator(reference)
+        self._fitted, self._held_out = Accumulator(reference), Accumulator(reference) if held_out else None
+        self._divider = Divider(held_out, generator(seed))
         self._reservoir = Reservoir(samples, generator(seed)) if samples else None
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        if self._held_out is None:
+            self._add(x, y, self._fitted)
+            return
+        x, y = self._adapter.batch(x), None if y is None else self._adapter.batch(y)
+        aside = self._divider.take(x.shape[0]).to(x.device)
+        for accumulator, chosen in ((self._fitted, ~aside), (self._held_out, aside)):
+            if bool(chosen.any()):
+                self._add(x[chosen], None if y is None else y[chosen], accumulator)
+
+    def _add(self, x: Tensor, y: Tensor | None, accumulator: Accumulator) -> None:
         for rows, targets in self._adapter.chunks(x, y, CHUNK_BYTES):
             full = torch.cat([rows, torch.ones_like(rows[..., :1])], -1) if self._bias else rows
-            self._accumulator.add(full, targets)
+            accumulator.add(full, targets)
             if self._reservoir is not None:
                 kept = [rows] if targets is None else [rows, targets]
                 self._reservoir.add(*(tensor.transpose(0, 1) for tensor in kept))
 
     def finish(self) -> Captured:
-        statistics = self._accumulator.finish()
+        statistics, halves = self._statistics()
         if self._reservoir is None:
-            return Captured(statistics)
-        return Captured(statistics, *(tensor.transpose(0, 1) for tensor in self._reservoir.finish()))
+            return Captured(statistics, halves=halves)
+        rows = [tensor.transpose(0, 1) for tensor in self._reservoir.finish()]
+        return Captured(statistics, *rows, halves=halves)
+
+    def _statistics(self) -> tuple[Statistics, tuple[Statistics, Statistics] | None]:
+        if self._held_out is None:
+            return self._fitted.finish(), None
+        if min(len(self._fitted), len(self._held_out)) == 0:
+            raise InvalidInputError(
+                f"{self._divider.seen} samples reach it, too few to hold some out and fit on others; give more, or a "
+                "damping that is a number"
+            )
+        halves = self._fitted.finish(), self._held_out.finish()
+        return halves[0].merge(halves[1]), halves
 
 
 class _Reached(BaseException):

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from optprune.errors import InvalidInputError, UnsupportedError, layer_context
 from optprune.network import files
+from optprune.network.layer_record import encode
 from optprune.network.packing import pack
-from optprune.network.report import LayerRecord, Part, Report, _encode
+from optprune.network.report import LayerRecord, Part, Report
 from optprune.network.runs import (
     BITS,
     FORMAT,
@@ -133,7 +134,7 @@ def _layer(record: LayerRecord, state: Mapping[str, Tensor]) -> dict[str, Any]:
             {
                 "problem": type(part.problem).__name__,
                 "settings": part.problem.settings(),
-                "certificate": _encode(part.certificate.to_json()),
+                "certificate": encode(part.certificate.to_json()),
             }
             for part in record.parts
         ],

@@ -59,6 +59,10 @@ class Adapter(ABC):
         """Inputs or outputs of the module with one leading axis that may be cut anywhere."""
 
     @abstractmethod
+    def batch(self, x: Tensor) -> Tensor:
+        """Inputs or outputs of the module with the samples of the batch in front, whatever else they are made of."""
+
+    @abstractmethod
     def rows(self, x: Tensor) -> Shaped[Tensor, "groups n d"]:
         """The rows that multiply the matrix: inputs as the layer sees them, padding and unfolding done."""
 
@@ -110,6 +114,9 @@ class LinearAdapter(Adapter):
     def samples(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])
 
+    def batch(self, x: Tensor) -> Tensor:
+        return x if x.dim() > 1 else x.unsqueeze(0)
+
     def rows(self, x: Tensor) -> Shaped[Tensor, "groups n d"]:
         return x.reshape(1, -1, x.shape[-1])
 
@@ -140,6 +147,9 @@ class ConvAdapter(Adapter):
 
     def samples(self, x: Tensor) -> Tensor:
         return x if x.dim() == self.dimensions + 2 else x.unsqueeze(0)
+
+    def batch(self, x: Tensor) -> Tensor:
+        return self.samples(x)
 
     def rows(self, x: Tensor) -> Shaped[Tensor, "groups n d"]:
         patches = self._unfold(self._padded(self.samples(x)))

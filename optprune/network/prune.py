@@ -6,7 +6,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -33,6 +33,8 @@ from optprune.network.capture import (
     require_called_once,
     require_untied,
 )
+from optprune.network.choose_damping import choose_dampings
+from optprune.network.damping import DampingChoice, HeldOut
 from optprune.network.graph import followed_by_relu
 from optprune.network.layers import Adapter, named_adapters
 from optprune.network.plan import Plan, Radius
@@ -40,7 +42,7 @@ from optprune.network.provenance import provenance
 from optprune.network.report import LayerRecord, Report
 from optprune.network.ship import Solved, ship
 from optprune.network.statements import edge_sampling, least_squares, net_trim, problem_type, solve_to_count
-from optprune.patterns import PerLayer
+from optprune.patterns import Pattern, PerLayer
 from optprune.problems import EdgeSampling, L0LeastSquares, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
@@ -58,13 +60,18 @@ class _Run:
     """What all layers share."""
 
     solver: Solver
-    damping: float
+    damping: float | HeldOut
     samples: Mapping[str, int]
     relu: Mapping[str, bool]
     memory: int
     seed: int
     certified: bool
     evidence: bool
+
+    @property
+    def held_out(self) -> float:
+        """Share of the samples that the damping is chosen on."""
+        return self.damping.share if isinstance(self.damping, HeldOut) else 0.0
 
 
 def prune(
@@ -79,7 +86,7 @@ def prune(
     device: str | torch.device | None = None,
     samples: int = 2000,
     memory: int = 2**30,
-    damping: float = 0.0,
+    damping: float | HeldOut = 0.0,
     relu: Mapping[str, bool] | None = None,
     forward: Forward | None = None,
     certified: bool = True,
@@ -102,7 +109,8 @@ def prune(
         device: where to compute; by default where the model is. The result stays where the model is.
         samples: rows per layer kept for Net-Trim and edge sampling.
         memory: bytes for the statistics of one pass over the batches, and for a one-shot iterator.
-        damping: of the l0 problem, relative to the mean diagonal of the Gram matrix.
+        damping: of the l0 problem, relative to the mean diagonal of the Gram matrix; `HeldOut()` chooses it per layer
+            by the error on samples held out.
         relu: layer name -> whether a ReLU follows, for Net-Trim, where the graph does not tell.
         forward: runs a model on a batch, for batches of another kind.
         certified: find and check a lower bound per layer; False leaves the certificates out.
@@ -182,9 +190,9 @@ def _parallel(
     """Layers of one shape are solved as one batch; passes over the data as few as memory allows."""
     adapters = named_adapters(dense, counts)
     records: dict[str, LayerRecord] = {}
-    for piece in passes(adapters, run.samples, run.memory):
+    for piece in passes(adapters, run.samples, run.memory, divided=run.held_out > 0):
         _tell(progress, next(iter(piece)), len(records), len(plan))
-        captured = capture_parallel(dense, piece, data, run.samples, run.seed)
+        captured = capture_parallel(dense, piece, data, run.samples, run.seed, held_out=run.held_out)
         alike: dict[Any, list[str]] = defaultdict(list)
         for name, adapter in piece.items():
             alike[adapter.shape, adapter.groups, problem_type(run.solver, plan[name])].append(name)
@@ -215,7 +223,7 @@ def _cascade(
     running = result if _is_on(result, data.device) else copy.deepcopy(dense)
     for name, adapter in named_adapters(dense, counts).items():
         _tell(progress, name, len(records), len(plan))
-        captured = capture_cascade(dense, running, name, data, run.samples[name], run.seed)
+        captured = capture_cascade(dense, running, name, data, run.samples[name], run.seed, held_out=run.held_out)
         with layer_context(name):
             solved = _solve({name: captured}, {name: adapter}, plan, run)[name]
         written = [result] if running is result else [result, running]
@@ -231,17 +239,17 @@ def _solve(
     start = time.perf_counter()
     problems: dict[str, list[Problem]] = {}
     counted: dict[str, list[Solution]] = {}
+    choices = _dampings(captured, adapters, plan, run)
     for name, adapter in adapters.items():
         target = plan[name]
         kind = problem_type(run.solver, target)
         if kind is not NetTrim:
             assert not isinstance(target, Radius)
-            by_edges = kind is EdgeSampling
-            problems[name] = (
-                edge_sampling(captured[name], target, adapter)
-                if by_edges
-                else least_squares(captured[name], target, adapter, run.damping)
-            )
+            if kind is EdgeSampling:
+                problems[name] = edge_sampling(captured[name], target, adapter)
+            else:
+                damping = choices[name].chosen if isinstance(run.damping, HeldOut) else run.damping
+                problems[name] = least_squares(captured[name], target, adapter, damping)
             continue
         at = target if isinstance(target, Radius) else Radius(0.0)
         trims = net_trim(captured[name], at, adapter, run.relu[name])
@@ -252,8 +260,29 @@ def _solve(
     answers: Iterator[Solution] = iter(solve_all(together, run.solver, certified=run.certified))
     seconds = (time.perf_counter() - start) / len(adapters)
     return {
-        name: Solved(own, counted.get(name) or [next(answers) for _ in own], seconds) for name, own in problems.items()
+        name: Solved(own, counted.get(name) or [next(answers) for _ in own], seconds, choices.get(name))
+        for name, own in problems.items()
     }
+
+
+def _dampings(
+    captured: Mapping[str, Captured], adapters: Mapping[str, Adapter], plan: Plan, run: _Run
+) -> dict[str, DampingChoice]:
+    """The choice for every layer with an l0 problem, where it is to be made on held-out samples."""
+    if not isinstance(run.damping, HeldOut):
+        return {}
+    patterns = {
+        name: target
+        for name in adapters
+        if isinstance(target := plan[name], Pattern) and problem_type(run.solver, target) is L0LeastSquares
+    }
+    return choose_dampings(
+        {name: captured[name] for name in patterns},
+        patterns,
+        {name: adapters[name] for name in patterns},
+        run.solver,
+        run.damping,
+    )
 
 
 def _copy_parameters(source: nn.Module, target: nn.Module, names: Iterable[str]) -> None:
@@ -275,7 +304,7 @@ def _facts(
         "relu": dict(run.relu),
         "seed": run.seed,
         "samples": samples,
-        "damping": run.damping,
+        "damping": asdict(run.damping) if isinstance(run.damping, HeldOut) else run.damping,
         "memory": run.memory,
         "device": str(device),
         "data": {"batches": found.batches, "samples": found.samples, "sha256": found.sha256},

@@ -15,7 +15,8 @@ from optprune.certify import recheck
 from optprune.errors import FileFormatError
 from optprune.network import files
 from optprune.network.examination import Examination
-from optprune.network.report import LayerRecord, Report, _certificate
+from optprune.network.layer_record import certificate_from
+from optprune.network.report import LayerRecord, Report
 from optprune.network.runs import WEIGHTS, matrices, read_dense
 from optprune.network.total import total
 from optprune.problems import L0LeastSquares, Problem
@@ -58,7 +59,7 @@ def _check_layer(run: Examination, record: LayerRecord, state: Mapping[str, Tens
     problems, certificates = [], []
     for index, (problem, evidence) in enumerate(_parts(run, layer)):
         certificate = recheck(problem, shipped[index], evidence)
-        recorded = _certificate(layer["parts"][index]["certificate"])
+        recorded = certificate_from(layer["parts"][index]["certificate"])
         where = f"certificate of part {index}: " if len(shipped) > 1 else ""
         for difference in differences(recorded, certificate):
             run.add(record.name, files.REPORT, where + difference)
@@ -119,6 +120,9 @@ def _check_record(
         run.add(record.name, files.REPORT, f"certificate of the layer: {difference}")
     if record.problem != type(problems[0]).__name__:
         run.add(record.name, files.REPORT, f"problem {record.problem} recorded, {type(problems[0]).__name__} found")
+    damping = problems[0].damping if isinstance(problems[0], L0LeastSquares) else 0.0
+    if record.damping != damping:
+        run.add(record.name, files.REPORT, f"damping {record.damping:.17g} recorded, {damping:.17g} in its problem")
     squared = [
         2 * problem.statistics.count * certificate.details["undamped_objective"]
         for problem, certificate in zip(problems, certificates, strict=True)

@@ -2,112 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-from torch import Tensor
 
 from optprune.bounds.net_trim import ParallelBounds
 from optprune.errors import InvalidInputError
 from optprune.network.allocation import Allocation
-from optprune.problems._base import Problem
-from optprune.solution import Certificate, Termination
+from optprune.network.layer_record import LayerRecord, Part, encode, number
 
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One solved problem behind a layer: the layer itself, or one group of a grouped convolution.
-
-    Attributes:
-        problem: the statement.
-        matrix: the shipped weights as the problem's variable: cast to the model's dtype, then to float64.
-        evidence: the dual point behind the certificate; with problem and matrix enough to recompute it.
-        certificate: what the checker found of `matrix`.
-    """
-
-    problem: Problem
-    matrix: Tensor
-    evidence: Mapping[str, Tensor]
-    certificate: Certificate
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    r"""What became of one layer; every number is about the weights as they ship.
-
-    Attributes:
-        name: as in `model.named_modules()`.
-        kind: the module's type.
-        shape: of the weight parameter.
-        target: what the plan asked for, as text.
-        pattern: the admissible supports of the solved problem, as text; "" where it has none (Net-Trim).
-        problem: name of the problem that was solved.
-        solver: its settings, as text.
-        kept: nonzero weights; a bias is not counted.
-        density: `kept` divided by the number of weights.
-        error: $\lVert \hat Z - Z \rVert_F / \lVert Z_0 \rVert_F$ on all calibration rows, with $Z$ the dense
-            pre-activations, $Z_0$ the same without bias, $\hat Z$ those of the pruned layer on the inputs of
-            the mode.
-        discrepancy: $\lVert \hat Z - Z \rVert_F$, the numerator.
-        rows: calibration rows (samples times positions of a convolution).
-        certificate: summed over the parts; None where no checker exists or certification was declined.
-        termination: why the solver stopped; the least favourable over the parts.
-        steps: iterations, the largest over the parts.
-        seconds: wall time of the solver and the certificates of this layer.
-        dead_inputs: inputs that were zero in every calibration row: nothing is known of their weights.
-        relu_error: relative error of the outputs behind the layer's ReLU, on the sampled rows of its Net-Trim problem,
-            which binds active outputs alone; None for other layers.
-        parts: the solved problems, in memory only.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    target: str
-    pattern: str
-    problem: str
-    solver: str
-    kept: int
-    density: float
-    error: float
-    discrepancy: float
-    rows: int
-    certificate: Certificate | None
-    termination: Termination
-    steps: int
-    seconds: float
-    dead_inputs: int = 0
-    relu_error: float | None = None
-    parts: Sequence[Part] = field(default=(), repr=False, compare=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready record without the parts; inverse of `from_json`."""
-        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
-        record["shape"] = list(self.shape)
-        record["certificate"] = None if self.certificate is None else self.certificate.to_json()
-        record["termination"] = self.termination.value
-        return _encode(record)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> LayerRecord:
-        """Read a record written by `to_json`.
-
-        Raises:
-            InvalidInputError: a field is missing or unknown.
-        """
-        try:
-            data: dict[str, Any] = dict(record)
-            data.update({name: float(record[name]) for name in _FLOATS})
-            data["certificate"] = None if record["certificate"] is None else _certificate(record["certificate"])
-            data["relu_error"] = _number(record["relu_error"])
-            data["termination"] = Termination(record["termination"])
-            data["shape"] = tuple(record["shape"])
-            return cls(**data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInputError(f"not a layer record: {error}; write it with LayerRecord.to_json") from error
+__all__ = ["COLUMNS", "LayerRecord", "NetworkBound", "Part", "Report"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +66,7 @@ class NetworkBound:
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         record["terms"] = {name: dict(term) for name, term in self.terms.items()}
         record["chain"] = None if self.chain is None else asdict(self.chain)
-        return _encode(record)
+        return encode(record)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> NetworkBound:
@@ -172,13 +77,13 @@ class NetworkBound:
         """
         try:
             data: dict[str, Any] = dict(record)
-            data.update({name: _number(record[name]) for name in ("bound", "measured", "scale")})
+            data.update({name: number(record[name]) for name in ("bound", "measured", "scale")})
             data["terms"] = {
                 name: {key: float(value) for key, value in term.items()} for name, term in record["terms"].items()
             }
             if record["chain"] is not None:
                 chain = dict(record["chain"])
-                printed, sizes = _number(chain.pop("printed")), {name: float(value) for name, value in chain.items()}
+                printed, sizes = number(chain.pop("printed")), {name: float(value) for name, value in chain.items()}
                 data["chain"] = ParallelBounds(printed, **sizes)
             return cls(**data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -256,7 +161,7 @@ class Report:
         return {
             "layers": [record.to_json() for record in self.layers],
             "network": None if self.network is None else self.network.to_json(),
-            "provenance": _encode(self.provenance),
+            "provenance": encode(self.provenance),
         }
 
     @classmethod
@@ -298,6 +203,7 @@ class Report:
             for record in self.layers
             if record.dead_inputs
         ]
+        lines += [f"{record.name}: {record.held_out}" for record in self.layers if record.held_out is not None]
         if self.allocation is not None:
             lines.append(str(self.allocation))
         if self.network is not None:
@@ -367,28 +273,3 @@ def _with_share(value: float, scale: float | None) -> str:
         if share >= 10
         else f"{value:.4g} ({100 * share:.3g} % of the output)"
     )
-
-
-def _encode(value: Any) -> Any:
-    """JSON has no infinity and no NaN: write them as text, and refuse what JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    json.dumps(value)
-    return value
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _certificate(record: Mapping[str, Any]) -> Certificate:
-    numbers = {name: float(record[name]) for name in ("objective", "lower_bound", "primal_residual", "dual_residual")}
-    details = {name: float(value) for name, value in record["details"].items()}
-    return Certificate.from_json({**record, **numbers, "details": details})
-
-
-_FLOATS = ("density", "error", "discrepancy", "seconds")

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from optprune.certify import recheck
 from optprune.errors import NonFiniteError, layer_context
 from optprune.network.capture import Captured
+from optprune.network.damping import DampingChoice
 from optprune.network.layers import Adapter, named_adapters
 from optprune.network.report import LayerRecord, Part
 from optprune.network.statements import group_statistics, on_cpu, shipped
 from optprune.network.targets import Target
 from optprune.network.total import total
-from optprune.problems import Problem
+from optprune.problems import L0LeastSquares, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution, Termination
 
@@ -33,11 +34,12 @@ _FAVOUR = (
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """A layer's problems and their solutions, one per group."""
+    """A layer's problems and their solutions, one per group; how its damping was chosen, if it was."""
 
     problems: list[Problem]
     solutions: list[Solution]
     seconds: float
+    held_out: DampingChoice | None = None
 
 
 def ship(
@@ -97,6 +99,8 @@ def ship(
         steps=max(s.steps for s in solved.solutions),
         seconds=solved.seconds + time.perf_counter() - start,
         dead_inputs=int(captured.statistics.dead.sum()),
+        damping=first.damping if isinstance(first, L0LeastSquares) else 0.0,
+        held_out=solved.held_out,
         parts=tuple(parts) if evidence else (),
     )
 

@@ -1,7 +1,9 @@
 """Random choices that depend on nothing but the generator that they are given."""
 
+import math
+
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
@@ -23,6 +25,29 @@ def choose(n: int, k: int, generator: torch.Generator) -> Int[Tensor, "k"]:
         raise InvalidInputError(f"{k} of {n} rows were asked for without replacement; ask for 0 to {n}.")
     order = torch.randperm(n, generator=generator, device=generator.device)
     return order[:k].sort().values
+
+
+class Divider:
+    """Sets a fixed share of a stream aside, at random: of every beginning of it as many as rounding allows.
+
+    Attributes:
+        seen: how many came so far.
+    """
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        self.seen = 0
+        self._share = share
+        self._taken = 0
+        self._generator = generator
+
+    def take(self, count: int) -> Bool[Tensor, " count"]:
+        """Which of the next `count` are set aside."""
+        self.seen += count
+        wanted = math.floor(self._share * self.seen + 0.5) - self._taken
+        self._taken += wanted
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[choose(count, wanted, self._generator).cpu()] = True
+        return mask
 
 
 class Reservoir:

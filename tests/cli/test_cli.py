@@ -92,6 +92,33 @@ def test_patterns(folder, target, kept):
     assert tuple(record.kept for record in load("run/magnitude").report.layers) == kept
 
 
+@pytest.mark.parametrize("allocation", ["erk", "magnitude", "owl", "optimal"])
+def test_one_density_is_shared_among_the_layers(folder, allocation):
+    arguments = ("--allocation", allocation, "--budget", "macs", "--density", "0.3", "--out", "run")
+    done = run("prune", *SMALL, "--method", "magnitude", *arguments)
+    assert done.exit_code == Code.OK, done.output
+    report = load("run/magnitude").report
+    assert report.allocation is not None
+    assert report.allocation.method == allocation
+    assert report.kept <= 17 == report.allocation.budget  # of 55
+    assert f"allocation '{allocation}': 17 of 17 weights" in done.stdout
+    assert run("verify", "run").exit_code == Code.OK
+    done = run("prune", *SMALL, "--allocation", allocation, "--pattern", "2:4")
+    assert done.exit_code == Code.BAD_INPUT
+    assert "what is shared among layers is a density" in done.stderr
+
+
+def test_damping_is_chosen_on_held_out_samples(folder):
+    done = run("prune", *SMALL, "--method", "magnitude", "--damping", "held-out", "--out", "run")
+    assert done.exit_code == Code.OK, done.output
+    assert done.stdout.count("on held-out samples") == 2
+    record = load("run/magnitude").report.layer("first")
+    assert record.held_out is not None
+    assert record.damping == record.held_out.chosen
+    assert run("verify", "run").exit_code == Code.OK
+    assert run("prune", *SMALL, "--damping", "some").exit_code == Code.BAD_INPUT
+
+
 def test_a_pattern_that_does_not_fit_names_the_layer(folder):
     done = run("prune", *SMALL, "--method", "magnitude", "--pattern", "blocks:1x2:0.25", "--out", "run")
     assert done.exit_code == Code.BAD_INPUT

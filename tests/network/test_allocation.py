@@ -17,7 +17,7 @@ from optprune.network.prune import prune
 from optprune.network.runs import sealed
 from optprune.network.verify import examine, verify
 from optprune.patterns import NOfM, PerLayer, PerRow
-from optprune.solvers import ADMM, Magnitude, NetTrimADMM, Wanda
+from optprune.solvers import Magnitude, NetTrimADMM, Wanda
 from tests.network.networks import cnn, data, mlp, parameters, same
 
 NAMES: tuple[str, ...] = ("0", "2", "4")
@@ -159,7 +159,7 @@ def test_measuring_leaves_model_and_random_state_alone():
 
 def test_patterns_of_any_kind_may_be_offered():
     model, batches = mlp(), [data(64, 8)]
-    made = plan.allocated(model, batches, 0.5, ADMM(), choices=lambda shape: [NOfM(n, 4) for n in range(5)])
+    made = plan.allocated(model, batches, 0.5, Magnitude(), choices=lambda shape: [NOfM(n, 4) for n in range(5)])
     assert all(isinstance(target, NOfM) for target in made.values())
     assert made.allocation is not None
     assert made.count() == made.allocation.spent <= made.allocation.budget == 144
