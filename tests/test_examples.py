@@ -93,4 +93,5 @@ def test_net_trim_mnist(tmp_path, data_dir, network):
     assert row["gap"] <= 1e-6
     assert row["density"] < 0.3
     assert row["after"] > row["before"] - 0.02
+    assert row["error"] <= row["spectral"] <= row["printed"]
     assert (tmp_path / network / "curve.png").stat().st_size > 0
