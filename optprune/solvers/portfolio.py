@@ -87,7 +87,9 @@ def _best(problem: L0LeastSquares, answers: list[Answer], info: dict[str, float]
         values = values.sum(-1, keepdim=True).expand_as(values)
     chosen = values.argmin(0)
     index = chosen.unsqueeze(0).unsqueeze(-1).expand(1, *matrices.shape[1:])
-    deficient = max(answer.info["rank_deficient_rows"] for answer in answers)
+    # What a refit reports is a count or a residual: the worst of the answers that the rows were taken from.
+    reported = {key for answer in answers for key in answer.info} & {"rank_deficient_rows", "refit_residual"}
+    worst = {key: max(answer.info.get(key, 0.0) for answer in answers) for key in sorted(reported)}
     termination = answers[0].termination
     for answer in answers[1:]:
         termination = _both(termination, answer.termination)
@@ -95,7 +97,7 @@ def _best(problem: L0LeastSquares, answers: list[Answer], info: dict[str, float]
         matrices.gather(0, index).squeeze(0),
         termination,
         steps=sum(answer.steps for answer in answers),
-        info=info | {"rank_deficient_rows": deficient},
+        info=info | worst,
     )
 
 
