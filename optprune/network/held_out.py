@@ -111,9 +111,9 @@ def held_out(
 ) -> HeldOut:
     r"""Certify a pruned network on held-out points.
 
-    A point's scores are $\lVert \hat f(x) - f(x) \rVert / \lVert f(x) \rVert$ of the output and, for each layer
-    named, the same of the layer alone on the dense network's activations. With `labels`, also how often the two networks decide
-    differently, and how much more often the pruned one is wrong, on average over new points.
+    A point's scores are $\lVert \hat f(x) - f(x) \rVert / \lVert f(x) \rVert$ of the output and, for each layer named,
+    the same of the layer by itself on the dense network's activations. With `labels`, also how often the two networks
+    decide differently, and how much more often the pruned one is wrong, on average over new points.
 
     Args:
         dense: the network before pruning.

@@ -28,13 +28,14 @@ class PivotalEdges(Solver[EdgeSampling]):
     probabilities of that sum (T18); "sensitivity" is $s_{ij}$, which guards the worst point.
 
     Choices are made in pairs, in each of which one edge loses what the other gains: the count is certain, every edge
-    is kept with its probability, and nothing is discarded. With `derandomise` no pair is left to chance: it moves in
-    the direction of the smaller expected squared error, given what was settled before. That measures best by far.
+    is kept with its probability, and nothing is discarded. With `derandomise`, the default, no pair is left to chance:
+    it moves in the direction of the smaller expected squared error, given what was settled before. That measures best
+    by far; the other is unbiased, and has a bound before the choice is made.
 
     Attributes:
         seed: of the choices; members of a stack choose from the same seed. Not used with `derandomise`.
         score: "variance" or "sensitivity".
-        derandomise: settle the pairs by conditional expectations.
+        derandomise: settle the pairs by conditional expectations, not by chance.
 
     Guarantees:
         T19: unbiased; the error's tail; what derandomised choices keep.
@@ -45,11 +46,11 @@ class PivotalEdges(Solver[EdgeSampling]):
 
     seed: int = 0
     score: Literal["variance", "sensitivity"] = "variance"
-    derandomise: bool = False
+    derandomise: bool = True
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (EdgeSampling,)
     summary: ClassVar[str] = (
-        "keeps edges with probabilities of least variance and reweights them, by chance or derandomised"
+        "keeps and reweights edges in pairs, each settled by the smaller expected error, or by chance"
     )
     source: ClassVar[str] = "Horvitz & Thompson 1952; Baykal et al. 2019 (SiPP) for the sensitivities"
 

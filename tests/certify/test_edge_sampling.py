@@ -23,7 +23,7 @@ def certificate(problem: op.EdgeSampling, solver: op.Solver) -> op.Certificate:
 
 
 def test_a_lower_bound_that_says_something(problem):
-    found = certificate(problem, op.PivotalEdges(derandomise=True))
+    found = certificate(problem, op.PivotalEdges())
     assert 0 < found.lower_bound < found.objective < 0.5
     assert found.theorem == "T16"
     assert found.details["worst"] ** 2 / 10 <= found.objective <= found.details["worst"] ** 2 / 2
@@ -39,7 +39,7 @@ def test_an_inadmissible_matrix_is_told(problem):
 
 def test_what_a_procedure_promised(problem):
     drawn = certificate(problem, op.SiPPRand(constant=1.0)).details
-    chosen = certificate(problem, op.PivotalEdges()).details
+    chosen = certificate(problem, op.PivotalEdges(derandomise=False)).details
     kept = certificate(problem, op.SiPPDet()).details
     assert drawn["draws_median"] > 1 > drawn["draws_below_one"]
     # Exact variances promise less error than constants and sums of sensitivities.
