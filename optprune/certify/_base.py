@@ -58,7 +58,7 @@ def checker_for(problem: Problem) -> Checker:
 
 
 def certify(
-    problem: Problem, matrix: Tensor, hint: Mapping[str, Tensor] | None = None
+    problem: Problem, matrix: Tensor, hint: Mapping[str, Tensor] | None = None, *, checker: Checker | None = None
 ) -> tuple[Certificate, dict[str, Tensor]]:
     """Find a dual point and check it: the certificate of a matrix, and the evidence behind it.
 
@@ -66,12 +66,13 @@ def certify(
         problem: a single problem (no batch dimensions).
         matrix: the weights as they are used; cast to float64 here.
         hint: tensors a solver may offer as a starting point.
+        checker: one with other settings than the registered one has.
 
     Raises:
         InvalidInputError: the matrix has another shape than the problem's variable.
         NonFiniteError: the matrix holds NaN or infinity.
     """
-    checker = checker_for(problem)
+    checker = checker or checker_for(problem)
     matrix = _finite64(problem, matrix)
     evidence = checker.evidence(problem, matrix, hint or {})
     return checker.check(problem, matrix, evidence), evidence

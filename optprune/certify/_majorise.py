@@ -1,5 +1,5 @@
-"""Majorisation for the perspective relaxation: few, expensive steps; the method of choice for ill-conditioned
-layers.
+"""The two exact steps of majorisation for the perspective relaxation: the point for given shares, and the shares for a
+given point. Both decrease it; a dozen pairs come within a percent of its value on ill-conditioned layers too.
 """
 
 from __future__ import annotations
@@ -8,48 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from optprune.certify._perspective import Best, Perspective
-
-FIRST_SHARE = 1e-2
-"""Share of a weight that the starting point has pruned; a share of 0 would stay 0."""
-
-
-def majorise(
-    relaxation: Perspective,
-    start: Float[Tensor, "out live"],
-    growth: float,
-    *,
-    max_steps: int = 60,
-    memory: int = 2**24,
-) -> Float[Tensor, "out live"]:
-    r"""Alternate the exact minimiser over $x$ for fixed shares $z$ with the exact minimiser over $z$ for fixed $x$.
-
-    $x = Z^{1/2} (I + Z^{1/2} A Z^{1/2})^{-1} Z^{1/2} b$ row by row (well conditioned for every $z$, batched
-    Cholesky), then $z = \min(1, \lVert x_{unit} \rVert / \tau)$ with the $\tau$ that spends the budget. Both decrease
-    the relaxation. A dozen steps come within a percent of its value where thousands of first-order steps do not bring
-    the bound above 0 (a layer with condition number 1e6); a step costs `out * in**3 / 3` operations.
-
-    Args:
-        relaxation: what to minimise.
-        start: the point to start from; its zeros start with a small share.
-        growth: stop when three steps raise twice the bound by less than this.
-        max_steps: most steps.
-        memory: bytes for the factors of a chunk of rows.
-    """
-    shares = torch.where(start != 0, 1.0, FIRST_SHARE).to(start.dtype)
-    best = Best(relaxation)
-    for _ in range(max_steps):
-        x = fit(relaxation, shares, memory)
-        best.offer(x, relaxation.product(x))
-        if best.stalled(growth, window=3):
-            break
-        shares = fill(relaxation, x)
-    assert best.point is not None
-    return best.point
+from optprune.certify._perspective import Perspective
 
 
 def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int = 2**24) -> Float[Tensor, "out live"]:
-    """The minimiser over x for given shares, a chunk of rows at a time."""
+    r"""The minimiser over x for given shares z, row by row in chunks: `out * in**3 / 3` operations.
+
+    $x = Z^{1/2} (I + Z^{1/2} A Z^{1/2})^{-1} Z^{1/2} b$, well conditioned for every $z$.
+    """
     size = shares.shape[1]
     rows = max(1, memory // (16 * size * size))
     root = shares.sqrt()
@@ -64,7 +30,9 @@ def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int 
 
 
 def fill(relaxation: Perspective, x: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
-    """The minimiser over the shares for a given x."""
+    r"""The minimiser over the shares for a given x: $z = \min(1, \lVert x_{unit}\rVert / \tau)$ with the $\tau$ that
+    spends the budget.
+    """
     return relaxation.spread(_fill(relaxation.norms(x), relaxation.kept()))
 
 

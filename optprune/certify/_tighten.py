@@ -1,4 +1,4 @@
-"""Better minorants for the least-squares bound: one per row, chosen for that row by a barrier method."""
+"""Better minorants for the least-squares bound, for all rows or one for each, by a barrier method."""
 
 from __future__ import annotations
 
@@ -24,28 +24,36 @@ POLISH = 8
 
 
 def tighten(
-    relaxation: Perspective, start: Float[Tensor, "out live"], growth: float, *, rounds: int, memory: int = 2**24
+    relaxation: Perspective,
+    start: Float[Tensor, "out live"],
+    growth: float,
+    *,
+    rounds: int,
+    own: bool,
+    memory: int = 2**24,
 ) -> tuple[Perspective, Float[Tensor, "out live"]]:
-    r"""Alternate two majorisation steps for the point with one Newton step for the minorant, row by row.
+    r"""Alternate two majorisation steps for the point with one Newton step for the minorants.
 
     The best bound $v(\delta)$ of a minorant is concave in it, with the supergradient
-    $a_j = u_j^2 (1/z_j - 1)$. Each round takes one Newton step on
+    $a_j = \sum_r u_{rj}^2 (1/z_{rj} - 1)$ over the rows that share it. Each round takes one Newton step on
 
     $$\langle a, \delta\rangle - \tfrac14 \sum_j a_j (\delta_j - \delta_j^0)^2 / \delta_j^0
       + \mu \, (\log\det(H - \operatorname{diag}\delta) + \textstyle\sum_j \log \delta_j),$$
 
-    whose second term stands for the curvature of $v$, and lowers $\mu$. Costs about `3 * out * in**3` operations a
-    round; ten rounds come within about a percent of the best that diagonal minorants can do.
+    whose second term stands for the curvature of $v$, and lowers $\mu$. With one minorant for all rows a round takes
+    about `out * in**3` operations, with one for each three times as many; a dozen rounds come within about a percent
+    of the best that such minorants can do.
 
     Args:
-        relaxation: with a minorant that is feasible.
+        relaxation: with one minorant that is feasible.
         start: a good weight; its zeros start with a small share.
         growth: stop when three rounds raise twice the bound by less than this.
         rounds: most rounds.
+        own: whether each row gets a minorant of its own.
         memory: bytes for the matrices of a chunk of rows.
 
     Returns:
-        The relaxation with the best minorants found (one per row) and the point that goes with them.
+        The relaxation with the best minorants found and the point that goes with them.
 
     References:
         The dual of Dong, Chen & Linderoth 2015, for one row and |S| <= k.
@@ -53,11 +61,12 @@ def tighten(
     size = relaxation.gram.shape[0]
     safe = relaxation.gram.clone()
     safe.diagonal().sub_(16 * (size + 4) ** 2 * UNIT)  # room for the proof in floating point
-    delta = (0.6 * relaxation.root.square()).expand_as(start).clone()
-    weight = torch.ones(len(start), dtype=start.dtype, device=start.device)
+    groups = len(start) if own else 1
+    delta = (0.6 * relaxation.root.square()).expand(groups, size)
+    weight = torch.ones(groups, dtype=start.dtype, device=start.device)
+    record = _Record(relaxation, start)
     floor = FLOORS[0]
     shares = torch.where(start != 0, 1.0, floor).to(start.dtype)
-    record = _Record(relaxation, start)
     history: list[float] = []
     for _ in range(rounds):
         current = relaxation.moved(delta)
@@ -67,7 +76,8 @@ def tighten(
         history.append(max([record.offer(current, x), *history[-1:]]))
         if len(history) > 4 and history[-1] - history[-4] < growth:
             break
-        delta, close = _ascend(safe, delta, x.square() * (1 / shares - 1), weight, memory)
+        gain = x.square() * (1 / shares - 1)
+        delta, close = _ascend(safe, delta, gain if own else gain.sum(0, keepdim=True), weight, memory)
         weight = torch.where(close, weight * SHRINK, weight)
         floor = max(COOLING * floor, FLOORS[1])
     return _polish(relaxation.moved(record.delta), record, growth, memory)
@@ -112,7 +122,7 @@ def _ascend(
     weight: Float[Tensor, " out"],
     memory: int,
 ) -> tuple[Float[Tensor, "out live"], Bool[Tensor, " out"]]:
-    """One Newton step for each row's minorant, a chunk of rows at a time; and whether the row may lower its barrier."""
+    """One Newton step for each minorant, a chunk at a time; and whether it may lower its barrier."""
     mean = gain.mean(-1, keepdim=True)
     # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
     gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)

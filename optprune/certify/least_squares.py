@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from optprune.bounds.minorant import minorant_bound
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
-from optprune.certify._majorise import majorise
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import tighten
 from optprune.numerics.linalg import is_positive_semidefinite_certified
@@ -22,6 +22,7 @@ from optprune.problems.least_squares import L0LeastSquares
 from optprune.solution import Certificate, Rigor
 
 
+@dataclass(frozen=True)
 class LeastSquaresChecker(Checker[L0LeastSquares]):
     r"""Certificates for `L0LeastSquares`.
 
@@ -34,6 +35,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
     informative again, for the damped objective.
 
+    Attributes:
+        effort: floating-point operations that may go into the evidence; a core makes 5e9 to 1e10 of them in a second.
+            A bound of less effort is as valid, and weaker.
+
     Guarantees:
         T03: `lower_bound` is at most the objective of every weight with an admissible support.
 
@@ -42,11 +47,13 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         Ghaoui 2015.
     """
 
+    effort: float = 3e12
+
     problem: ClassVar[type[Problem]] = L0LeastSquares
     theorem: ClassVar[str] = "T03"
 
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        minorant, point = strengthen(problem, scaled_minorant(problem.gram), matrix)
+        minorant, point = strengthen(problem, scaled_minorant(problem.gram), matrix, self.effort)
         return {"minorant": minorant, "point": point}
 
     def check(self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
@@ -70,31 +77,30 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         )
 
 
-FACTORISABLE = 2e12
-"""Operations per step, `out * in**3`, up to which rows may be factorised one by one."""
-
-EFFORT = 1.5e12
-"""Operations that may go into minorants of the rows' own; a round takes about `3 * out * in**3`."""
-
-ROUNDS = (5, 14)
+OWN_ROUNDS = (6, 10)
+SHARED_ROUNDS = (8, 20)
 """Fewer rounds than the first are not worth while, more than the second gain little."""
 
 
 def strengthen(
-    problem: L0LeastSquares, minorant: Float[Tensor, " in"], start: Float[Tensor, "out in"], tolerance: float = 1e-3
+    problem: L0LeastSquares,
+    minorant: Float[Tensor, " in"],
+    start: Float[Tensor, "out in"],
+    effort: float,
+    tolerance: float = 1e-3,
 ) -> tuple[Float[Tensor, "*out in"], Float[Tensor, "out in"]]:
     r"""Minorants and a point of linearisation whose bound is near the best.
 
-    Where `EFFORT` allows some rounds, each row gets a minorant of its own. Otherwise all keep the given one, and only
-    the point is sought: accelerated proximal gradient takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot
-    in^2$ operations, $\lambda$ the largest eigenvalue of the relaxation's quadratic form, majorisation about 15 of
-    $out \cdot in^3 / 3$ (both counted on real layers): the cheaper one runs, unless factorising row by row is out of
-    reach altogether.
+    As far as the effort allows: each row gets a minorant of its own; or all share one, chosen for the layer; or the
+    given one stays and only the point is sought, by accelerated proximal gradient, which takes about $10
+    \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$ operations, $\lambda$ the largest eigenvalue of the relaxation's
+    quadratic form (counted on real layers).
 
     Args:
         problem: the problem.
         minorant: as `scaled_minorant` gives it; where it is 0 throughout there is nothing to improve.
         start: a good weight; the closer to the optimum, the fewer steps.
+        effort: floating-point operations that may be spent.
         tolerance: stop when the bound grows by less than this fraction of the objective at `start`.
     """
     if not bool((minorant > 0).any()):
@@ -105,13 +111,13 @@ def strengthen(
     relaxation = Perspective.of(problem, minorant)
     rows, columns = relaxation.b.shape
     x = relaxation.enter(start)
-    rounds = int(EFFORT / (3 * rows * columns**3))
-    if rounds >= ROUNDS[0]:
-        relaxation, x = tighten(relaxation, x, growth, rounds=min(rounds, ROUNDS[1]))
-        return relaxation.minorant, relaxation.leave(x)
-    steep = float(torch.linalg.eigvalsh(relaxation.curvature())[-1]) > columns**2 / 16
-    method = majorise if steep and rows * columns**3 <= FACTORISABLE else accelerate
-    return minorant, relaxation.leave(method(relaxation, x, growth))
+    for (least, most), own, cost in ((OWN_ROUNDS, True, 3.0), (SHARED_ROUNDS, False, 1.0)):
+        rounds = int(min(most, effort / (cost * rows * columns**3)))
+        if rounds >= least:
+            relaxation, x = tighten(relaxation, x, growth, rounds=rounds, own=own)
+            return relaxation.minorant, relaxation.leave(x)
+    steps = int(min(2000, max(50, effort / (2 * rows * columns**2))))
+    return minorant, relaxation.leave(accelerate(relaxation, x, growth, max_steps=steps))
 
 
 def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
@@ -136,7 +142,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
         memory: bytes for the matrices of a chunk of rows.
     """
     live = gram.diagonal() > 0
-    several = minorant.reshape(-1, minorant.shape[-1])
+    several = minorant.reshape(-1, minorant.shape[-1]).unique(dim=0)
     if bool(
         (several < 0).any()
         | (several[:, ~live] > 0).any()

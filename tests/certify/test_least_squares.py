@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import optprune as op
 from optprune.bounds.minorant import minorant_bound
 from optprune.certify import LeastSquaresChecker, certify, recheck
-from optprune.certify._majorise import majorise
+from optprune.certify._accelerate import accelerate
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import proves_minorant
 from optprune.problems import L0LeastSquares
@@ -94,11 +94,23 @@ def test_minorants_of_the_rows_own_tighten_the_bound(pattern):
     shared = scaled_minorant(problem.gram)
     relaxation = Perspective.of(problem, shared)
     growth = 1e-5 * float(problem.objective(start))
-    point = relaxation.leave(majorise(relaxation, relaxation.enter(start), growth))
+    point = relaxation.leave(accelerate(relaxation, relaxation.enter(start), growth))
     plain = recheck(problem, start, {"minorant": shared, "point": point})
     own, _ = certify(problem, start)
     assert plain.lower_bound < own.lower_bound <= own.objective
     assert own.objective - own.lower_bound < 0.8 * (plain.objective - plain.lower_bound)
+
+
+def test_every_effort_gives_a_valid_bound_and_more_effort_a_better_one():
+    weight, inputs = layer(9, rows=6, inputs=8)
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(3))
+    start = op.ADMM().run(problem).matrix
+    work = 6 * 8**3
+    bounds = [
+        certify(problem, start, checker=LeastSquaresChecker(effort))[0].lower_bound
+        for effort in (1.0, 20 * work, 3 * 14 * work)
+    ]
+    assert 0 < bounds[0] <= bounds[1] <= bounds[2] <= optimum(problem)
 
 
 def test_the_bound_without_its_minorant_proof_would_be_wrong():
