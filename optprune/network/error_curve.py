@@ -50,9 +50,10 @@ class ErrorCurve:
         return ErrorCurve(self.targets, self.counts, tuple(change(error) for error in self.errors))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready record, read back by `from_json`."""
+        """A JSON-ready record, read back by `from_json`; `PerLayer` targets are told by their counts."""
+        told = all(isinstance(target, PerLayer) for target in self.targets)
         return {
-            "targets": [target.to_json() for target in self.targets],
+            "targets": None if told else [target.to_json() for target in self.targets],
             "counts": list(self.counts),
             "errors": list(self.errors),
         }
@@ -60,5 +61,7 @@ class ErrorCurve:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ErrorCurve:
         """Inverse of `to_json`."""
+        if record["targets"] is None:
+            return cls.from_counts(record["counts"], record["errors"])
         targets = tuple(pattern_from_json(target) for target in record["targets"])
         return cls(targets, tuple(record["counts"]), tuple(record["errors"]))

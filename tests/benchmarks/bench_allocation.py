@@ -6,8 +6,8 @@
 `digits` is a network 64-256-256-10 that is trained here on scikit-learn's digits, once per seed; `lenet300` needs the
 folder of OPTPRUNE_DATA, and so does `saved`, the digits network on which others' codes were measured. Each layer keeps
 what the plan gives it and is pruned by the solver, which also measures the error curves of the allocations; their three
-weightings are those of `plan.error_curves`. The error is the Frobenius norm of the logits' change on the test set,
-relative to that of the dense logits.
+weightings are those of `plan.error_curves`, and one allocation has its curves from magnitude pruning with refit, which
+is cheaper. The error is the Frobenius norm of the logits' change on the test set, relative to that of the dense logits.
 
 Exits with 1 unless the default allocation's logits err no more than those of equal densities, in every cell.
 """
@@ -32,8 +32,13 @@ from optprune.cli.embedded import accuracy, digits, mlp, train
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Shares of all weights that are pruned."""
-WEIGHTINGS = ("output", "layer", "propagated")
-DEFAULT = "allocated (output)"
+DEFAULT, CHEAP = "output", "output, curves by Magnitude"
+WEIGHTINGS: dict[str, op.plan.Weighting] = {
+    DEFAULT: "output",
+    "layer": "layer",
+    "propagated": "propagated",
+    CHEAP: "output",
+}
 BATCH = 256
 Split = tuple[Tensor, Tensor]
 
@@ -53,10 +58,11 @@ def plans(model: nn.Module, batches: list[Tensor], solver: op.Solver, levels: li
     """(level, planner, plan, CPU seconds); curves are measured once for all levels."""
     curves, seconds = {}, {}
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for weighting in WEIGHTINGS:
+    for name, weighting in WEIGHTINGS.items():
         start = time.process_time()
-        curves[weighting] = op.plan.error_curves(model, batches, layers, solver, weighting=weighting)
-        seconds[weighting] = time.process_time() - start
+        measuring = op.Magnitude() if name == CHEAP else solver
+        curves[name] = op.plan.error_curves(model, batches, layers, measuring, weighting=weighting)
+        seconds[name] = time.process_time() - start
     for level in levels:
         density = 1 - level
         for planner, make in {
@@ -68,10 +74,10 @@ def plans(model: nn.Module, batches: list[Tensor], solver: op.Solver, levels: li
             start = time.process_time()
             made = make()
             yield level, planner, made, time.process_time() - start
-        for weighting in WEIGHTINGS:
+        for name in WEIGHTINGS:
             start = time.process_time()
-            made = op.plan.from_curves(model, curves[weighting], density)
-            yield level, f"allocated ({weighting})", made, seconds[weighting] + time.process_time() - start
+            made = op.plan.from_curves(model, curves[name], density)
+            yield level, f"allocated ({name})", made, seconds[name] + time.process_time() - start
 
 
 @torch.no_grad()
@@ -102,7 +108,7 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 row[mode] = measure(model, pruned, test)
             figures = "  ".join(f"{row[mode]['accuracy']:.4f} / {row[mode]['error']:.4f}" for mode in arguments.modes)
             shares = " ".join(f"{share:.3f}" for share in row["densities"].values())
-            print(f"{name:9} {level:<5} {planner:23} {figures}   {shares}", flush=True)
+            print(f"{name:9} {level:<5} {planner:40} {figures}   {shares}", flush=True)
             yield row
 
 
@@ -113,7 +119,8 @@ def verdicts(rows: list[dict[str, Any]], modes: list[str]) -> list[str]:
         f"{network} {level} {mode}: {row[mode]['error']:.4f}, equal densities {equal:.4f}"
         for (network, level, planner), row in cells.items()
         for mode in modes
-        if planner == DEFAULT and row[mode]["error"] > (equal := cells[network, level, "uniform"][mode]["error"])
+        if planner == f"allocated ({DEFAULT})"
+        and row[mode]["error"] > (equal := cells[network, level, "uniform"][mode]["error"])
     ]
 
 

@@ -11,13 +11,17 @@ from torch import nn
 from optprune.errors import InvalidInputError, UnsupportedError
 from optprune.network import files, plan
 from optprune.network.allocation import Allocation, filled, optimum
+from optprune.network.capture import capture
 from optprune.network.export import export
+from optprune.network.layers import named_adapters
 from optprune.network.plan import ErrorCurve, Plan
 from optprune.network.prune import prune
 from optprune.network.runs import sealed
+from optprune.network.statements import group_statistics
 from optprune.network.verify import examine, verify
 from optprune.patterns import NOfM, PerLayer, PerRow
-from optprune.solvers import Magnitude, NetTrimADMM, Wanda
+from optprune.problems import L0LeastSquares
+from optprune.solvers import OBC, Magnitude, NetTrimADMM, Wanda
 from tests.network.networks import cnn, data, mlp, parameters, same
 
 NAMES: tuple[str, ...] = ("0", "2", "4")
@@ -182,6 +186,25 @@ def test_leftovers_go_up_the_steepest_chord():
     rows = ErrorCurve((PerRow(0), PerRow(1)), (0, 10), (9, 0))
     found = optimum({"rows": rows}, {"rows": 1}, 9)
     assert filled(found, {"rows": 1}, 9) == {"rows": PerRow(0)}
+
+
+def test_one_elimination_gives_the_curve_at_every_count():
+    """Curves are data: here from the trace of one greedy elimination per layer, at a resolution of single weights."""
+    model, x = mlp(), data(64, 8).double()
+    curves = {}
+    for name, layer in capture(model, [x.float()], NAMES).items():
+        adapter = named_adapters(model, [name])[name]
+        (part,) = group_statistics(layer.statistics, adapter.shape[1])
+        errors = 2 * OBC().curve(L0LeastSquares(part, PerLayer(0))) / part.target_energy.sum()
+        curves[name] = ErrorCurve.from_counts(range(len(errors)), errors.clamp(min=0).tolist())
+    made = plan.from_curves(model, curves, 0.3)
+    assert made.allocation is not None
+    found = made.allocation.optimum
+    assert found is not None
+    assert dict(made) == found.targets()  # nothing was left to give out
+    assert found.gap < 0.01
+    _, report = prune(model, [x.float()], made, OBC(), certified=False, bound=False)
+    assert found.objective == pytest.approx(sum(record.error**2 for record in report.layers), rel=1e-3)
 
 
 def test_overridden_layers_are_outside_of_the_budget():
