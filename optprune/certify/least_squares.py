@@ -156,7 +156,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
     if bool((torch.frexp(scale).mantissa != 0.5).any()):  # exp2 of an integer that is not a power of two proves nothing
         return False
     scaled = h * scale[:, None] * scale[None, :]
-    # The subtraction on the diagonal rounds once, by at most UNIT * diagonal.
+    # Adding up the shift and subtracting it round once each, together by less than 2 UNIT * diagonal.
     shift = delta * scale.square() + 2 * UNIT * scaled.diagonal()
     rows = max(1, memory // (40 * max(1, len(h)) ** 2))
     for part in shift.split(rows):
