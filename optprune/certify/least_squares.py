@@ -99,12 +99,15 @@ def strengthen(
     Args:
         problem: the problem.
         minorant: as `scaled_minorant` gives it; where it is 0 throughout there is nothing to improve.
-        start: a good weight; the closer to the optimum, the fewer steps.
+        start: a good weight; the closer to the optimum, the fewer steps. One no better than 0 is replaced by 0.
         effort: floating-point operations that may be spent.
         tolerance: stop when the bound grows by less than this fraction of the objective at `start`.
     """
     if not bool((minorant > 0).any()):
         return minorant, start
+    zero = torch.zeros_like(start)
+    if not float(problem.objective(start)) < float(problem.objective(zero)):
+        start = zero  # also where the objective overflows
     growth = 2 * tolerance * float(problem.objective(start))
     if growth <= 0 and problem.pattern.admits(start != 0):
         return minorant, start  # the optimum is 0, and so is the bound that needs no proof
