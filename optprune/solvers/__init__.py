@@ -6,6 +6,7 @@ from optprune.solvers.corenet import CoreNet
 from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.solvers.edge_minimax import EdgeMinimax
 from optprune.solvers.exhaustive import Exhaustive
+from optprune.solvers.gradual_admm import GradualADMM
 from optprune.solvers.iht import IHT
 from optprune.solvers.magnitude import Magnitude
 from optprune.solvers.net_trim_admm import NetTrimADMM
@@ -13,10 +14,12 @@ from optprune.solvers.net_trim_count import solve_for_count
 from optprune.solvers.obc import OBC
 from optprune.solvers.pivotal_edges import PivotalEdges
 from optprune.solvers.portfolio import Portfolio
+from optprune.solvers.proximal_l1 import ProximalL1
 from optprune.solvers.ria import RIA
 from optprune.solvers.sipp_det import SiPPDet
 from optprune.solvers.sipp_hybrid import SiPPHybrid
 from optprune.solvers.sipp_rand import SiPPRand
+from optprune.solvers.slr import SLR
 from optprune.solvers.sparsegpt import SparseGPT
 from optprune.solvers.swap_search import SwapSearch
 from optprune.solvers.wanda import Wanda
@@ -26,10 +29,12 @@ __all__ = [
     "IHT",
     "OBC",
     "RIA",
+    "SLR",
     "CoreNet",
     "Cvxpy",
     "EdgeMinimax",
     "Exhaustive",
+    "GradualADMM",
     "IterativeSolver",
     "Magnitude",
     "NetTrimADMM",
@@ -37,6 +42,7 @@ __all__ = [
     "Portfolio",
     "Progress",
     "Promise",
+    "ProximalL1",
     "SiPPDet",
     "SiPPHybrid",
     "SiPPRand",

@@ -10,29 +10,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
-from optprune.numerics.linalg import cholesky
 from optprune.problems import L0LeastSquares, Problem
 from optprune.solution import Answer
 from optprune.solvers._base import CONVERGED, NON_FINITE, RUNNING, IterativeSolver, Promise
 from optprune.solvers._refit import refit
-from optprune.solvers._unit import UnitDiagonal
+from optprune.solvers._scaled import ScaledLayer
 
 
 @dataclass(frozen=True)
 class IHTState:
-    """Iterates in the coordinates where the Gram matrix has a unit diagonal.
+    """Iterates in the coordinates of the curvature.
 
     Attributes:
         layer: the problem in these coordinates.
-        curvature: of the loss in one weight when the others are free, per input.
         mask: the best support so far.
         weight: the best weight on it.
         value: what the loss is there, per independent part.
         step: length of the next gradient step, per part; 0 for a part that is done.
     """
 
-    layer: UnitDiagonal
-    curvature: Float[Tensor, "*batch 1 in"]
+    layer: ScaledLayer
     mask: Bool[Tensor, "*batch out in"]
     weight: Float[Tensor, "*batch out in"]
     value: Float[Tensor, "*batch parts"]
@@ -41,14 +38,13 @@ class IHTState:
 
 @dataclass(frozen=True)
 class IHT(IterativeSolver[L0LeastSquares, IHTState]):
-    r"""Gradient steps in the metric of the curvature, hard thresholding, and the exact optimum on the new support.
+    r"""Gradient steps, hard thresholding, and the exact optimum on the new support.
 
-    $$S^+ = \operatorname{supp} P_{\mathcal F}\bigl((V - \eta\, \nabla f(V) D^{-1}) D^{1/2}\bigr), \qquad
+    $$S^+ = \operatorname{supp} P_{\mathcal F}\bigl(V - \eta\, \nabla f(V)\bigr), \qquad
       V^+ = \arg\min_{\operatorname{supp} V \subseteq S^+} f(V)$$
 
-    where $D = \operatorname{diag}((\bar H + \sigma I)^{-1})^{-1}$ and $\bar H$ has a unit diagonal. $D$ is the
-    curvature that is left in a weight when the others follow it, so that the entries compared are estimates of what a
-    weight is worth; $\sigma$ large makes it the unit curvature of the plain method. The step $\eta$ grows after a step
+    in the coordinates in which the square of a weight estimates what the weight is worth when the others follow it
+    (`ScaledLayer.of`); a large softness gives the unit diagonal of the plain method. The step $\eta$ grows after a step
     that lowers the loss and shrinks after one that does not, which is then taken back, so that the loss never rises.
     Parts that the pattern leaves independent (rows, or the whole layer) have steps and decisions of their own. Done
     when a step proposes the support that is there, or none down to `shortest` lowers the loss.
@@ -57,12 +53,12 @@ class IHT(IterativeSolver[L0LeastSquares, IHTState]):
         grow: factor of the step after success.
         shrink: factor of the step after failure.
         shortest: the step that is no longer tried; the first one is 1.
-        softness: $\sigma$.
+        softness: of the coordinates.
 
     References:
         Blumensath & Davies 2009, eq. (10); Foucart 2011 (hard thresholding pursuit) for the optimum on the support at
         every step; Benbaki et al. 2023 (CHITA), section 3, whose line search is over breakpoints of the support and
-        whose refit comes at the end. The metric is ours.
+        whose refit comes at the end. The coordinates are ours.
     """
 
     max_steps: int = 500
@@ -89,20 +85,15 @@ class IHT(IterativeSolver[L0LeastSquares, IHTState]):
         return frozenset({Promise.REFITTED})
 
     def init(self, problem: L0LeastSquares) -> IHTState:
-        layer = UnitDiagonal.of(problem)
-        shifted = layer.gram.clone()
-        shifted.diagonal(dim1=-2, dim2=-1).add_(self.softness)
-        inverse = torch.cholesky_inverse(cholesky(shifted, what="shifted Gram matrix"))
-        curvature = inverse.diagonal(dim1=-2, dim2=-1).reciprocal().unsqueeze(-2)
-        mask = layer.support(layer.dense * curvature.sqrt())
+        layer = ScaledLayer.of(problem, self.softness)
+        mask = layer.support(layer.dense)
         weight = layer.fit(mask)
         value = layer.value(weight)
-        return IHTState(layer, curvature, mask, weight, value, torch.ones_like(value))
+        return IHTState(layer, mask, weight, value, torch.ones_like(value))
 
     def step(self, problem: L0LeastSquares, state: IHTState) -> IHTState:
         layer, length = state.layer, state.step.unsqueeze(-1)
-        moved = state.weight - length * layer.slope(state.weight) / state.curvature
-        mask = layer.support(moved * state.curvature.sqrt())
+        mask = layer.support(state.weight - length * layer.slope(state.weight))
         other = (mask != state.mask).any(-1)
         trying = (other if problem.pattern.row_separable else other.any(-1, keepdim=True)) & (state.step > 0)
         weight = layer.fit(mask & trying.unsqueeze(-1))

@@ -24,10 +24,14 @@ def test_it_is_between_the_optimum_and_refitted_magnitude(pattern):
     assert float(ours.sum()) <= float(simple.sum())
 
 
-@pytest.mark.parametrize("pattern", [op.PerLayer(40), op.PerRow(7), op.NOfM(1, 3)], ids=repr)
+@pytest.mark.parametrize("pattern", [op.PerLayer(40), op.PerRow(5), op.NOfM(1, 3)], ids=repr)
 def test_the_loss_never_rises_from_step_to_step(pattern):
     problem = L0LeastSquares.from_layer(*data(3, out=6, inputs=24, samples=60), pattern=pattern)
-    losses = [float(problem.objective(op.IHT(max_steps=steps).run(problem).matrix)) for steps in range(1, 12)]
+    state = op.IHT().init(problem)
+    losses = [float(state.value.sum())]
+    for _ in range(12):
+        state = op.IHT().step(problem, state)
+        losses.append(float(state.value.sum()))
     assert all(later <= before * (1 + 1e-12) for before, later in itertools.pairwise(losses))
     assert losses[-1] < losses[0]
 

@@ -1,4 +1,4 @@
-"""The coordinates in which the l0 solvers work: every input at unit scale."""
+"""The coordinates in which the l0 solvers work: inputs at one scale."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from optprune.numerics.linalg import cholesky
 from optprune.numerics.masked import masked_least_squares
 from optprune.patterns import Pattern
 from optprune.problems import L0LeastSquares
 
 
 @dataclass(frozen=True, eq=False)
-class UnitDiagonal:
-    r"""The problem in the coordinates $V = U \operatorname{diag}(H)^{1/2}$, where the Gram matrix has a unit diagonal:
+class ScaledLayer:
+    r"""The problem in the coordinates $V = U S$ with $S$ diagonal:
 
     $$f(V) = \tfrac12 \langle \Delta, \Delta \bar H \rangle - \langle \Delta, \bar C \rangle, \quad
       \Delta = V - \bar R,$$
@@ -25,7 +26,7 @@ class UnitDiagonal:
 
     Attributes:
         pattern: the family of supports, the same in either coordinates.
-        gram: $\bar H$.
+        gram: $\bar H = S^{-1} H S^{-1}$.
         cross: $\bar C$.
         dense: $\bar R$, the dense weight.
     """
@@ -36,10 +37,26 @@ class UnitDiagonal:
     dense: Float[Tensor, "*batch out in"]
 
     @classmethod
-    def of(cls, problem: L0LeastSquares) -> UnitDiagonal:
-        """Enter the coordinates."""
+    def of(cls, problem: L0LeastSquares, softness: float = float("inf")) -> ScaledLayer:
+        r"""Enter coordinates in which the square of a weight estimates what the weight is worth.
+
+        With $S_0 = \operatorname{diag}(H)^{1/2}$, which gives the Gram matrix $H_0$ a unit diagonal,
+        $S^2 = S_0^2 \operatorname{diag}((H_0 + \sigma I)^{-1})^{-1} (1 + \sigma)$. A weight whose neighbours stay where
+        they are costs its square in the coordinates of $S_0$, which is $\sigma = \infty$; one whose neighbours all
+        follow costs its square at $\sigma = 0$, the saliency of Optimal Brain Surgeon.
+
+        Args:
+            problem: the layer.
+            softness: $\sigma > 0$.
+        """
         root = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt()
         unit = torch.where(root > 0, root.reciprocal(), 0.0)
+        if softness < float("inf"):
+            shifted = problem.gram * unit.unsqueeze(-1) * unit.unsqueeze(-2) / (1 + softness)
+            shifted.diagonal(dim1=-2, dim2=-1).add_(softness / (1 + softness))
+            inverse = torch.cholesky_inverse(cholesky(shifted, what="shifted Gram matrix"))
+            free = inverse.diagonal(dim1=-2, dim2=-1).sqrt()
+            root, unit = root / free, unit * free
         return cls(
             problem.pattern,
             problem.gram * unit.unsqueeze(-1) * unit.unsqueeze(-2),
