@@ -1,7 +1,9 @@
 from . import bounds, certify, errors, testing, training
 from .network import plan
+from .network.coreset import Removed, remove_neurons
 from .network.damping import HeldOut
 from .network.export import export
+from .network.held_out import Claims, certified_candidates, held_out
 from .network.plan import Plan, Radius
 from .network.prune import prune
 from .network.report import LayerRecord, NetworkBound, Report
@@ -49,6 +51,7 @@ __all__ = [
     "SLR",
     "Blocks",
     "Certificate",
+    "Claims",
     "Columns",
     "CoreNet",
     "Cvxpy",
@@ -74,6 +77,7 @@ __all__ = [
     "Problem",
     "ProximalL1",
     "Radius",
+    "Removed",
     "Report",
     "Rigor",
     "Rows",
@@ -89,12 +93,15 @@ __all__ = [
     "Termination",
     "Wanda",
     "bounds",
+    "certified_candidates",
     "certify",
     "errors",
     "export",
+    "held_out",
     "load",
     "plan",
     "prune",
+    "remove_neurons",
     "solve",
     "solve_all",
     "solve_for_count",

@@ -47,6 +47,16 @@ def test_error_against_density(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
+def test_sampled_edges():
+    printed = run("sampled_edges.py", "--epochs", 4, "--hidden", 24, 16, "--density", 0.5)
+    assert printed.count("conditional bound") == 6
+    shares = [
+        float(line.split(" for ")[1].split()[0]) for line in printed.splitlines() if " of the other images" in line
+    ]
+    assert len(shares) == 3
+    assert min(shares) > 0.8
+
+
 def test_training(tmp_path):
     short = ("--hidden", 24, 16, "--epochs", 4, "--retrain", 1, "--density", 0.2, "--output", tmp_path)
     printed = run("training.py", *short)

@@ -57,7 +57,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class Claims:
     r"""Claims about a pruned network from held-out points.
 
     The conditional and mean claims hold all together with probability $1 - \delta$.
@@ -108,7 +108,7 @@ def held_out(
     layers: Sequence[str] = (),
     labels: Iterable[Tensor] | None = None,
     forward: Forward | None = None,
-) -> HeldOut:
+) -> Claims:
     r"""Certify a pruned network on held-out points.
 
     A point's scores are $\lVert \hat f(x) - f(x) \rVert / \lVert f(x) \rVert$ of the output and, for each layer named,
@@ -151,7 +151,7 @@ def held_out(
             # A difference of errors lies in [-1, 1].
             Claim("accuracy loss", "mean", 2 * mean_bound((loss + 1) / 2, each) - 1, None, each),
         ]
-    return HeldOut(tuple(claims), points, alpha, delta)
+    return Claims(tuple(claims), points, alpha, delta)
 
 
 def certified_candidates(

@@ -112,9 +112,9 @@ def freeze(model: nn.Module, masks: Mapping[str, Tensor] | None = None, optimize
     positions are computed as always; clipping by a norm sees them.
 
     Args:
-        model: its layers of a kind that can be pruned. masks: layer name -> boolean tensor, True = kept, in the shape
-        of the weight or of its matrix `(out, d)`. Without
-            it the masks of a model that is frozen already stay; else every layer keeps its present zeros.
+        model: its layers of a kind that can be pruned.
+        masks: layer name -> boolean tensor, True = kept, in the shape of the weight or of its matrix `(out, d)`.
+            Without it the masks of a model that is frozen already stay; else every layer keeps its present zeros.
         optimizer: what trains the model.
 
     Raises:
