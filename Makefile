@@ -1,5 +1,6 @@
-# make run   the main job: train a small network, prune it, certify every layer (writes runs/digits)
-# make test  style, layers, types and tests
+# make run     the main job: train a small network, prune it, certify every layer (writes runs/digits)
+# make test    style, layers, types and tests
+# make proofs  the theorems: Coq (where installed), the axioms below each, numerical checks, and a table of them
 #
 # Each creates .venv when it is missing and installs again only when pyproject.toml or constraints.txt changed.
 # make run ARGS="--density 0.1"         passes options on to `optprune prune`
@@ -30,7 +31,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/pyright
 
 proofs: $(VENV)/.installed-dev
-	@$(BIN)/python -m proofs
+	@$(BIN)/python -m proofs --check
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,22 +2,23 @@
 against.
 
 A proof is a Markdown file `T<nn>-<name>.md` that begins with front matter between two lines of three dashes:
-`id`, `title`, `statement`, `status`, `source` hold one line each; `code` and `tests` are lists. An entry of
-`code` is `<qualified name> <digest>`: the digest changes with the program text, not with comments, docstrings,
-error messages or layout.
+`id`, `title`, `statement`, `status`, `source` hold one line each; `code`, `tests` and `coq` are lists, left out
+where they are empty. An entry of `code` is `<qualified name> <digest>`: the digest changes with the program text, not
+with comments, docstrings, error messages or layout. An entry of `coq` is `<file> <theorem>: <part of the statement>`.
 """
 
 import ast
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LINE_FIELDS = ("id", "title", "statement", "status", "source")
-LIST_FIELDS = ("code", "tests")
-STATUSES = ("proved", "proved, numerically checked")
+LIST_FIELDS = ("code", "tests", "coq")
+STATUSES = ("proved", "proved, numerically checked", "machine-checked, numerically checked")
 SECTIONS = (
     "Statement",
     "Hypotheses",
@@ -42,6 +43,7 @@ class Proof:
         lines: the front matter's single lines, by name.
         code: qualified name -> digest of the code that the proof was last read against.
         tests: `path::test` of the tests that compare theory with numbers.
+        coq: (file in `coq/`, theorem in it) -> the part of the statement that it proves.
         sections: headings of the text, in order.
     """
 
@@ -49,6 +51,7 @@ class Proof:
     lines: dict[str, str]
     code: dict[str, str]
     tests: tuple[str, ...]
+    coq: dict[tuple[str, str], str]
     sections: tuple[str, ...]
 
     @property
@@ -74,13 +77,16 @@ def read(path: Path) -> Proof:
         else:
             name, _, value = line.partition(":")
             fields[name] = [value.strip()] if value.strip() else []
-    if set(fields) != {*LINE_FIELDS, *LIST_FIELDS}:
-        raise ProofFormatError(f"{path.name}: fields {sorted(fields)}; expected {[*LINE_FIELDS, *LIST_FIELDS]}")
+    if missing := set(LINE_FIELDS) - set(fields):
+        raise ProofFormatError(f"{path.name}: fields missing from the front matter: {sorted(missing)}")
+    if unknown := set(fields) - {*LINE_FIELDS, *LIST_FIELDS}:
+        raise ProofFormatError(f"{path.name}: fields {sorted(unknown)}; known are {[*LINE_FIELDS, *LIST_FIELDS]}")
     return Proof(
         path=path,
         lines={name: " ".join(fields[name]) for name in LINE_FIELDS},
-        code=dict(_name_and_digest(path, entry) for entry in fields["code"]),
-        tests=tuple(fields["tests"]),
+        code=dict(_name_and_digest(path, entry) for entry in fields.get("code", [])),
+        tests=tuple(fields.get("tests", [])),
+        coq=dict(_theorem_and_part(path, entry) for entry in fields.get("coq", [])),
         sections=tuple(line.removeprefix("## ") for line in body.splitlines() if line.startswith("## ")),
     )
 
@@ -125,7 +131,10 @@ def table() -> str:
         code = "<br>".join(f"`{name.removeprefix('optprune.')}`" for name in proof.code)
         tests = "<br>".join(f"`{test.rpartition('/')[2].partition('::')[0]}`" for test in proof.tests)
         link = f"[{proof.id}]({proof.path.name}) {proof.lines['title']}"
-        rows.append(f"| {link} | {proof.lines['statement']} | {proof.lines['status']} | {code} | {tests} |")
+        status = proof.lines["status"]
+        if proof.coq:
+            status = status.replace("machine-checked", f"machine-checked ({'; '.join(proof.coq.values())})")
+        rows.append(f"| {link} | {proof.lines['statement']} | {status} | {code} | {tests} |")
     return "\n".join(rows) + "\n"
 
 
@@ -134,6 +143,14 @@ def _name_and_digest(path: Path, entry: str) -> tuple[str, str]:
     if not name.startswith("optprune."):
         raise ProofFormatError(f"{path.name}: code entry {entry!r}; expected `optprune.<name> <digest>`")
     return name, value
+
+
+def _theorem_and_part(path: Path, entry: str) -> tuple[tuple[str, str], str]:
+    found = re.fullmatch(r"(\w+\.v) (\w+): (\S.*)", entry)
+    if found is None:
+        raise ProofFormatError(f"{path.name}: coq entry {entry!r}; expected `<file>.v <theorem>: <part proved>`")
+    file, theorem, part = found.groups()
+    return (file, theorem), part
 
 
 def _definition(parent: ast.AST, name: str, qualified_name: str) -> ast.AST:

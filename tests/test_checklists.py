@@ -202,6 +202,7 @@ def test_proof_is_complete(proof):
     assert proof.path.name.startswith(f"{proof.id}-")
     assert proof.sections == SECTIONS
     assert proof.lines["status"] in STATUSES
+    assert ("machine-checked" in proof.lines["status"]) == bool(proof.coq)
     assert proof.code
     assert proof.tests
     for test in proof.tests:

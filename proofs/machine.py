@@ -1,0 +1,119 @@
+"""The part of the proofs that Coq checks: the files of `coq/`, compiled, with the axioms that each theorem rests on.
+
+A proof's front matter names what was machine-checked in entries `<file> <theorem>: <part of the statement>`. What Coq
+checks is the mathematics over the real numbers; the code computes in floating point, and no tool here relates the two.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from proofs.index import FOLDER, Proof
+
+SOURCES = FOLDER / "coq"
+RECORD = SOURCES / "assumptions.txt"
+MISSING = "coqc is not on the PATH: nothing was machine-checked (Debian: apt install coq libcoq-coquelicot)"
+
+# Coq's real numbers are built from these; a theorem about them cannot rest on less.
+REALS = frozenset(
+    {
+        "ClassicalDedekindReals.sig_forall_dec",
+        "ClassicalDedekindReals.sig_not_dec",
+        "FunctionalExtensionality.functional_extensionality_dep",
+        "Classical_Prop.classic",
+    }
+)
+_ASSUMING = re.compile(
+    r"\b(Admitted|admit|give_up|Axioms?|Parameters?|Conjectures?|bypass_check|Unset\s+Guard|Unset\s+Positivity"
+    r"|Unset\s+Universe|type-in-type)\b"
+)
+
+
+class MachineCheckError(RuntimeError):
+    """A file does not compile, assumes what it should prove, or rests on an axiom beyond the reals."""
+
+
+def available() -> bool:
+    """Whether Coq's compiler is on the PATH."""
+    return shutil.which("coqc") is not None
+
+
+def sources() -> list[Path]:
+    """The Coq files, each behind those that it requires."""
+    paths = {path.stem: path for path in sorted(SOURCES.glob("*.v"))}
+    needs = {name: _required(path.read_text(encoding="utf-8")) & set(paths) for name, path in paths.items()}
+    order: list[str] = []
+    while len(order) < len(paths):
+        ready = [name for name in paths if name not in order and needs[name] <= set(order)]
+        if not ready:
+            raise MachineCheckError(f"the files of {SOURCES} require each other in a circle")
+        order += ready
+    return [paths[name] for name in order]
+
+
+def assuming(text: str) -> list[str]:
+    """What a Coq file takes for granted or turns off, its comments left aside."""
+    while (stripped := re.sub(r"\(\*(?:(?!\(\*|\*\)).)*\*\)", " ", text, flags=re.DOTALL)) != text:
+        text = stripped
+    return [found.group() for found in _ASSUMING.finditer(text)]
+
+
+def check(proofs: list[Proof], build: Path) -> dict[str, tuple[str, ...]]:
+    """Compile every file in `build` and ask Coq what each named theorem rests on.
+
+    Returns:
+        `<file stem>.<theorem>` -> the axioms below it, sorted.
+
+    Raises:
+        MachineCheckError: see there.
+    """
+    build.mkdir(parents=True, exist_ok=True)
+    for path in sources():
+        if found := assuming(path.read_text(encoding="utf-8")):
+            raise MachineCheckError(f"{path.name} contains {', '.join(found)}: prove it, or state it as a hypothesis")
+        shutil.copy(path, build)
+        _coqc(build, path.name)
+    named = [f"{file.removesuffix('.v')}.{name}" for proof in proofs for file, name in proof.coq]
+    query = build / "Assumptions.v"
+    # Without the marker between two answers, an answer could not be told from the next.
+    lines = [f'Eval compute in "{name}"%string.\nPrint Assumptions {name}.' for name in named]
+    files = " ".join(sorted({name.partition(".")[0] for name in named}))
+    query.write_text(f"From Coq Require Import String.\nFrom OptPrune Require {files}.\n" + "\n".join(lines) + "\n")
+    answers = _coqc(build, query.name).split('= "')[1:]
+    below = {name: _axioms(answer) for name, answer in zip(named, answers, strict=True)}
+    foreign = {name: set(axioms) - REALS for name, axioms in below.items() if set(axioms) - REALS}
+    if foreign:
+        raise MachineCheckError(f"axioms beyond those of the real numbers: {foreign}")
+    return below
+
+
+def recorded(below: Mapping[str, tuple[str, ...]]) -> str:
+    """The text of `assumptions.txt`: axioms without the name of their file, which `REALS` has."""
+    short = {name: ", ".join(axiom.rpartition(".")[2] for axiom in axioms) for name, axioms in below.items()}
+    return "".join(f"{name}: {short[name] or 'none'}\n" for name in sorted(short))
+
+
+def _required(text: str) -> set[str]:
+    found = re.findall(r"From OptPrune Require (?:Import |Export )?([\w\s]+)\.", text)
+    return {name for names in found for name in names.split()}
+
+
+def _coqc(build: Path, name: str) -> str:
+    done = subprocess.run(
+        ["coqc", "-q", "-R", ".", "OptPrune", name], cwd=build, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise MachineCheckError(f"coqc {name}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _axioms(answer: str) -> tuple[str, ...]:
+    """The names in one answer to Print Assumptions; each stands at the beginning of a line, before its type."""
+    if "Closed under the global context" in answer:
+        return ()
+    _, found, axioms = answer.partition("Axioms:\n")
+    if not found:
+        raise MachineCheckError(f"Print Assumptions answered {answer!r}")
+    return tuple(sorted(re.findall(r"^(\S+)(?= *:|$)", axioms, re.MULTILINE)))
