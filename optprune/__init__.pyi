@@ -1,4 +1,5 @@
 from . import bounds, certify, errors, testing, training
+from .certify import ExactCertificate, certify_exact
 from .network import plan
 from .network.coreset import Removed, remove_neurons
 from .network.damping import HeldOut
@@ -57,6 +58,7 @@ __all__ = [
     "Cvxpy",
     "EdgeMinimax",
     "EdgeSampling",
+    "ExactCertificate",
     "Exhaustive",
     "Fixed",
     "GradualADMM",
@@ -95,6 +97,7 @@ __all__ = [
     "bounds",
     "certified_candidates",
     "certify",
+    "certify_exact",
     "errors",
     "export",
     "held_out",

@@ -2,15 +2,18 @@
 
 from optprune.certify._base import Checker, certify, checker_for, recheck, register
 from optprune.certify.edge_sampling import EdgeSamplingChecker
+from optprune.certify.exact import ExactCertificate, certify_exact
 from optprune.certify.least_squares import LeastSquaresChecker
 from optprune.certify.net_trim import NetTrimChecker
 
 __all__ = [
     "Checker",
     "EdgeSamplingChecker",
+    "ExactCertificate",
     "LeastSquaresChecker",
     "NetTrimChecker",
     "certify",
+    "certify_exact",
     "checker_for",
     "recheck",
     "register",

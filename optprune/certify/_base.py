@@ -9,6 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from optprune.numerics.dyadic import Enclosure
 from optprune.problems._base import Problem
 from optprune.solution import Certificate
 
@@ -32,6 +33,19 @@ class Checker(ABC, Generic[P]):
     @abstractmethod
     def check(self, problem: P, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
         """The certificate of a matrix, recomputed in float64 from the problem, the matrix and the evidence alone."""
+
+    def exact(
+        self, problem: P, matrix: Tensor, evidence: Mapping[str, Tensor]
+    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
+        """Objective, lower bound and violations of the constraints in rational arithmetic, from the same evidence.
+
+        Raises:
+            UnsupportedError: this checker's bound has no exact evaluation.
+        """
+        raise UnsupportedError(
+            f"an exact certificate of {type(problem).__name__} was asked for; there is none. "
+            "The certificate in float64 is that of `certify`"
+        )
 
 
 _CHECKERS: dict[type[Problem], Checker] = {}
@@ -73,7 +87,7 @@ def certify(
         NonFiniteError: the matrix holds NaN or infinity.
     """
     checker = checker or checker_for(problem)
-    matrix = _finite64(problem, matrix)
+    matrix = finite64(problem, matrix)
     evidence = checker.evidence(problem, matrix, hint or {})
     return checker.check(problem, matrix, evidence), evidence
 
@@ -85,10 +99,11 @@ def recheck(problem: Problem, matrix: Tensor, evidence: Mapping[str, Tensor]) ->
         InvalidInputError: the matrix has another shape than the problem's variable.
         NonFiniteError: the matrix holds NaN or infinity.
     """
-    return checker_for(problem).check(problem, _finite64(problem, matrix), evidence)
+    return checker_for(problem).check(problem, finite64(problem, matrix), evidence)
 
 
-def _finite64(problem: Problem, matrix: Tensor) -> Tensor:
+def finite64(problem: Problem, matrix: Tensor) -> Tensor:
+    """The matrix in float64, checked as `certify` says."""
     matrix = matrix.detach().double()
     if tuple(matrix.shape) != problem.shape:
         raise InvalidInputError(

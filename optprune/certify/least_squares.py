@@ -13,8 +13,10 @@ from torch import Tensor
 from optprune.bounds.minorant import minorant_bound
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
+from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import tighten
+from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import is_positive_semidefinite_certified
 from optprune.numerics.rounding import UNIT
 from optprune.problems._base import Problem
@@ -74,6 +76,17 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             rigor=Rigor.ROUNDED,
             theorem=self.theorem,
             details=_errors(problem, matrix),
+        )
+
+    def exact(
+        self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]
+    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
+        minorant, point = evidence["minorant"].double(), evidence["point"].double()
+        outside = int((matrix != problem.pattern.project(matrix)).sum())
+        return (
+            exact_objective(problem, matrix),
+            exact_minorant_bound(problem, minorant, point),
+            {"support": Enclosure.point(outside)},
         )
 
 

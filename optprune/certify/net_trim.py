@@ -11,7 +11,9 @@ from torch import Tensor
 
 from optprune.bounds._theorem import theorem
 from optprune.certify._base import Checker
+from optprune.certify._exact_net_trim import exact_dual_bound, exact_objective, exact_residual, exact_violation
 from optprune.errors import InvalidInputError, NonFiniteError
+from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.rounding import SMALLEST, gamma
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Certificate, Rigor
@@ -70,9 +72,7 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
         T01, rounded: products carry the error $\gamma_n |X|^\top |\lambda|$, sums $\gamma_n \sum |\cdot|$.
     """
     samples = problem.inputs.shape[0]
-    lam = torch.where(problem.active, multipliers, multipliers.clamp(min=0))
-    if not bool(problem.penalised.all()):
-        lam = _balanced(lam, problem.active)
+    lam = admissible(problem, multipliers)
     size = multipliers.abs().amax()
     moved = torch.where(size > 0, (lam - multipliers).abs().amax() / size, 0.0)
     target = (
@@ -89,6 +89,12 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
     energy = torch.where(problem.active, lam, 0.0).square().sum(0) * (1 + 2 * gamma(samples + 2)) + samples * SMALLEST
     value = _value(problem, gain - gain_error, energy, scale)
     return DualBound(value.clamp(min=0.0), correlation / scale[:, None], stretch, gain, moved)
+
+
+def admissible(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> Float[Tensor, "n out"]:
+    r"""Nearby multipliers that are nonnegative off $\Omega$ and, with a bias, sum to 0 in every column, exactly."""
+    lam = torch.where(problem.active, multipliers, multipliers.clamp(min=0))
+    return lam if bool(problem.penalised.all()) else _balanced(lam, problem.active)
 
 
 def _value(problem: NetTrim, gain: Tensor, energy: Tensor, scale: Tensor) -> Tensor:
@@ -159,13 +165,7 @@ class NetTrimChecker(Checker[NetTrim]):
 
     def check(self, problem: NetTrim, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
         """See `dual_bound`; the primal residual is the larger of the ball's and the signs' relative violation."""
-        if problem.batch_shape:
-            raise InvalidInputError("a stack of problems given; certificates are of single problems, use unstack")
-        if "multipliers" not in evidence:
-            raise InvalidInputError(
-                f"evidence with {sorted(evidence)} given; a Net-Trim certificate needs `multipliers`"
-            )
-        bound = dual_bound(problem, _require_multipliers(problem, evidence["multipliers"]))
+        bound = dual_bound(problem, _given_multipliers(problem, evidence))
         violation = {name: float(value) for name, value in problem.violation(matrix).items()}
         objective, lower = float(problem.objective(matrix)), float(bound.value)
         details = {f"{name}_violation": value for name, value in violation.items()}
@@ -180,6 +180,25 @@ class NetTrimChecker(Checker[NetTrim]):
             theorem=self.theorem,
             details=details,
         )
+
+    def exact(
+        self, problem: NetTrim, matrix: Tensor, evidence: Mapping[str, Tensor]
+    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
+        lam = admissible(problem, _given_multipliers(problem, evidence))
+        residual = exact_residual(problem, matrix)
+        return (
+            exact_objective(problem, matrix, residual),
+            exact_dual_bound(problem, lam),
+            exact_violation(problem, residual),
+        )
+
+
+def _given_multipliers(problem: NetTrim, evidence: Mapping[str, Tensor]) -> Tensor:
+    if problem.batch_shape:
+        raise InvalidInputError("a stack of problems given; certificates are of single problems, use unstack")
+    if "multipliers" not in evidence:
+        raise InvalidInputError(f"evidence with {sorted(evidence)} given; a Net-Trim certificate needs `multipliers`")
+    return _require_multipliers(problem, evidence["multipliers"])
 
 
 def _require_multipliers(problem: NetTrim, multipliers: Tensor) -> Tensor:

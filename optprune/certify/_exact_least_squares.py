@@ -1,0 +1,147 @@
+"""The minorant-split lower bound in rational arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optprune.bounds._theorem import theorem
+from optprune.numerics.dyadic import BITS, Dyadic, Enclosure
+from optprune.numerics.rounding import UNIT
+from optprune.patterns import Pattern
+from optprune.problems.least_squares import L0LeastSquares
+
+GRID = 2.0**52
+
+MEMORY = 2**24
+"""Bytes for the factors of the minorants that are proved together."""
+
+
+@theorem("T03")
+def exact_minorant_bound(
+    problem: L0LeastSquares, minorant: Float[Tensor, "*out in"], point: Float[Tensor, "out in"]
+) -> Enclosure:
+    r"""The lower bound of `minorant_bound`, without rounding, with its hypothesis proved exactly.
+
+    $$\max\Bigl(0, \; \tfrac12 \Bigl(\sum_m E_m - \langle P, P A \rangle + \sum_{mj} t_{mj}
+      - \max_{S \in \mathcal F} \sum_{(m,j) \in S} s_{mj}\Bigr)\Bigr)$$
+
+    as there, for $P$ the stored difference of `point` and the dense weight. All terms but $s$ are exact; each $s_{mj}$,
+    a quotient, is enclosed between neighbours of a grid, on which the selection is exact.
+
+    Args:
+        problem: a single problem; $H$ is its `gram` as stored.
+        minorant: $\delta$, one for all rows or one per row. Where $H - \operatorname{diag} \delta_r \succeq 0$ is not
+            proved the bound is 0.
+        point: $V$, any matrix.
+
+    Guarantees:
+        T03.
+    """
+    zero = Enclosure.point(0)
+    if not (bool((minorant > 0).any()) and proves_minorant_exactly(problem.gram, minorant)):
+        return zero
+    s = problem.statistics
+    gram, cross, reference = Dyadic.of(problem.gram), Dyadic.of(s.cross), Dyadic.of(s.reference)
+    step, delta = Dyadic.of(point - s.reference), Dyadic.of(minorant.expand(problem.shape))
+    pa = step @ gram - step * delta
+    g = cross.mT - pa
+    live = delta.digits > 0
+    if bool(((g.digits != 0) & ~live).any()):  # a weight that is free there would lower the objective without end
+        return zero
+    shifted = g + delta * reference
+    pruned = delta * reference * reference + g * reference + g * reference
+    fixed = Dyadic.of(s.energy).sum() - (step * pa).sum() + pruned.sum()
+    twice = Enclosure.point(fixed.item()) - _best(problem.pattern, shifted, delta, problem.shape)
+    return Enclosure(twice.low / 2, twice.high / 2).clipped().shortened()
+
+
+def exact_objective(problem: L0LeastSquares, matrix: Float[Tensor, "out in"]) -> Enclosure:
+    """The objective, a rational number."""
+    s = problem.statistics
+    step = Dyadic.of(matrix) - Dyadic.of(s.reference)
+    slope = step @ Dyadic.of(problem.gram) - Dyadic.of(s.cross).mT - Dyadic.of(s.cross).mT
+    value = (step * slope).sum() + Dyadic.of(s.energy).sum()
+    return Enclosure.point(value.item() / 2)
+
+
+def _best(pattern: Pattern, shifted: Dyadic, delta: Dyadic, shape: tuple[int, int]) -> Enclosure:
+    r"""$\max_S \sum_S a^2 / \delta$ over the pattern's supports, 0 where $\delta = 0$."""
+    squares = shifted * shifted
+    pairs = list(zip(squares.digits.ravel().tolist(), delta.digits.ravel().tolist(), strict=True))
+    sizes = [n.bit_length() - d.bit_length() for n, d in pairs if d and n]
+    if not sizes:
+        return Enclosure.point(0)
+    shift = BITS - max(sizes)  # quotients in units of 2^-BITS of the largest, or so
+    low = np.array([_floor(n, d, shift) if d else 0 for n, d in pairs], dtype=object)
+    high = low + np.array([int(n > 0 and d > 0) for n, d in pairs], dtype=object)
+    order = pattern.units(torch.arange(shape[0] * shape[1]).reshape(shape)).numpy()
+    kept = pattern.kept(shape)
+    counts = kept.tolist() if isinstance(kept, Tensor) else [kept] * len(order)
+    unit = Dyadic(np.array(1, dtype=object), squares.exponent - delta.exponent - shift).item()
+    return Enclosure(*(_selected(score[order].sum(-1), counts) * unit for score in (low, high)))
+
+
+def _floor(numerator: int, denominator: int, shift: int) -> int:
+    return (numerator << shift) // denominator if shift >= 0 else numerator // (denominator << -shift)
+
+
+def _selected(totals: np.ndarray, counts: list[int]) -> Fraction:
+    """The sum of the `counts[b]` largest entries of every row b, integers."""
+    largest = -np.sort(-totals, axis=-1)
+    return Fraction(sum(int(row[:count].sum()) for row, count in zip(largest, counts, strict=True) if count))
+
+
+@theorem("T03")
+def proves_minorant_exactly(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out in"]) -> bool:
+    r"""Whether $H - \operatorname{diag}\delta_r \succeq 0$ is proved in rational arithmetic for every row $r$.
+
+    With $D$ diagonal, powers of two, and any float64 numbers $\sigma > 0$ and $L$,
+
+    $$\lVert D (H - \operatorname{diag} \delta_r) D - \sigma I - L L^\top \rVert_F \le \sigma
+      \quad\Longrightarrow\quad D (H - \operatorname{diag} \delta_r) D \succeq L L^\top \succeq 0 .$$
+
+    The left-hand side is evaluated exactly; $L$ is torch's Cholesky factor, of which nothing is assumed. $H$ must be
+    symmetric; dead inputs (zero rows of $H$) must have $\delta_j = 0$, live ones $\delta_j > 0$.
+
+    Guarantees:
+        T03, its hypothesis.
+    """
+    live = gram.diagonal() > 0
+    several = minorant.reshape(-1, minorant.shape[-1]).unique(dim=0)
+    wrong = (several < 0).any() | (several[:, ~live] > 0).any() | (several[:, live] <= 0).any()
+    if bool(wrong | (gram[~live] != 0).any() | (gram != gram.mT).any()):
+        return False
+    h, delta = gram[live][:, live], several[:, live]
+    root = torch.frexp(h.diagonal()).exponent.div(2, rounding_mode="floor")
+    scale = torch.ldexp(torch.ones_like(h[0]), -root)
+    exact_scale = Dyadic.of(scale)
+    exact = Dyadic.of(h) * exact_scale[:, None] * exact_scale[None, :]
+    exact_delta = Dyadic.of(delta) * exact_scale * exact_scale
+    diagonal = np.eye(len(h), dtype=int).astype(object)
+    for index, (shift, factor) in enumerate(_witnesses(h * scale[:, None] * scale, delta * scale.square())):
+        sigma, lower = Dyadic.of(shift), Dyadic.of(factor)
+        taken = Dyadic(diagonal, 0) * (exact_delta[index] + sigma)
+        rest = exact - taken - lower @ lower.mT
+        if not (rest * rest).sum().item() <= sigma.item() ** 2:
+            return False
+    return True
+
+
+def _witnesses(h: Float[Tensor, "in in"], delta: Float[Tensor, "rows in"]) -> Iterator[tuple[Tensor, Tensor]]:
+    r"""$\sigma$ and $L$ for each row; a few units in the last place of the trace are above what a factor is off by."""
+    size = len(h)
+    for part in delta.split(max(1, MEMORY // (16 * size**2))):
+        rest = h.expand(len(part), size, size).clone()
+        rest.diagonal(dim1=-2, dim2=-1).sub_(part)
+        shift = 2 * (size + 3) * UNIT * rest.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
+        rest.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
+        factor, _ = torch.linalg.cholesky_ex(rest)
+        # On a coarse grid, still far below the shift, the integers are short and the product is fast.
+        short = (factor.tril().nan_to_num(0.0, 0.0, 0.0) * GRID).round() / GRID
+        yield from zip(shift, short, strict=True)
