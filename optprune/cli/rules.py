@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ _BUDGETS: Mapping[str, type[PerLayer] | type[PerRow] | type[Rows] | type[Columns
     "rows": Rows,
     "columns": Columns,
 }
+
+SENSITIVITIES: Mapping[str, Literal["threshold", "bounds"]] = {"sensitivity": "threshold", "bounds": "bounds"}
+"""Allocations by the sensitivities of edges, and which of the two rules each is."""
 
 
 def rule(text: str) -> Rule:
@@ -98,6 +102,9 @@ class Sharing:
             return plan.global_magnitude(model, density, cost=cost, skip=skip, override=override)
         if self.allocation == "owl":
             return plan.owl(model, self.batches, density, cost=cost, skip=skip, override=override)
+        if self.allocation in SENSITIVITIES:
+            by = SENSITIVITIES[self.allocation]
+            return plan.sensitivity(model, self.batches, density, by=by, cost=cost, skip=skip, override=override)
         solver = self.solver if L0LeastSquares in self.solver.accepts else DEFAULT_SOLVER
         return plan.allocated(model, self.batches, density, solver, cost=cost, skip=skip, override=override)
 

@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,19 +34,29 @@ from optprune.cli.embedded import accuracy, mlp, train
 
 DROP = 0.005
 POINTS, BATCH = 512, 128
-Planned = Callable[[nn.Module, float], op.Plan]
+Planned = Callable[[nn.Module, Sequence[Tensor], float], op.Plan]
 Data = tuple[Tensor, Tensor]
-METHODS: dict[str, tuple[Planned, op.Solver]] = {
-    "global magnitude": (op.plan.global_magnitude, op.Magnitude(refit=False)),
-    "l0 fast, uniform": (op.plan.uniform, op.Portfolio("fast")),
-    "l0 fast, global": (op.plan.global_magnitude, op.Portfolio("fast")),
-    "SiPPDet, uniform": (op.plan.uniform, op.SiPPDet()),
-    "SiPPRand, uniform": (op.plan.uniform, op.SiPPRand()),
-    "SiPPHybrid, uniform": (op.plan.uniform, op.SiPPHybrid()),
-    "pairs, uniform": (op.plan.uniform, op.PivotalEdges()),
-    "pairs, global": (op.plan.global_magnitude, op.PivotalEdges()),
-    "l0 default, uniform": (op.plan.uniform, op.Portfolio()),
+PLANS: dict[str, Planned] = {
+    "uniform": lambda model, batches, density: op.plan.uniform(model, density),
+    "global": lambda model, batches, density: op.plan.global_magnitude(model, density),
+    "threshold": lambda model, batches, density: op.plan.sensitivity(model, batches, density, samples=256),
+    "bounds": lambda model, batches, density: op.plan.sensitivity(model, batches, density, by="bounds", samples=256),
 }
+SOLVERS: dict[str, op.Solver] = {
+    "magnitude": op.Magnitude(refit=False),
+    "l0 fast": op.Portfolio("fast"),
+    "SiPPDet": op.SiPPDet(),
+    "SiPPRand": op.SiPPRand(),
+    "SiPPHybrid": op.SiPPHybrid(),
+    "pairs": op.PivotalEdges(),
+    "l0 default": op.Portfolio(),
+}
+METHODS = (
+    *("magnitude, global", "l0 fast, uniform", "l0 fast, global", "l0 default, uniform"),
+    *("SiPPDet, uniform", "SiPPDet, threshold", "SiPPDet, global"),
+    *("SiPPRand, uniform", "SiPPRand, bounds", "SiPPHybrid, uniform", "pairs, uniform", "pairs, global"),
+)
+"""Solver and plan: one density for all layers, one threshold on magnitudes, on sensitivities, or shares by bounds."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +110,13 @@ def rounds(
     dense: nn.Module, setting: Setting, data: Data, seed: int, planned: Planned, solver: op.Solver
 ) -> Iterator[tuple[str, nn.Module, float, float]]:
     """The network after pruning and after retraining, with its density and the seconds of pruning, round by round."""
-    model = dense
+    model, batches = dense, data[0][:POINTS].split(128)
     for density in setting.densities:
         start = time.process_time()
         model, report = op.prune(
             model,
-            data[0][:POINTS].split(128),
-            planned(model, density),
+            batches,
+            planned(model, batches, density),
             solver,
             certified=False,
             bound=False,
@@ -133,7 +143,8 @@ def rows_of(name: str, done: set[tuple[Any, ...]], asked: Any) -> Iterator[dict[
         reference = test(dense) if left else 0.0
         for method in left:
             found: dict[str, list[float]] = {"density": [], "pruned": [], "retrained": [], "seconds": []}
-            for stage, model, density, seconds in rounds(dense, setting, data, seed, *METHODS[method]):
+            solver, _, plan = method.partition(", ")
+            for stage, model, density, seconds in rounds(dense, setting, data, seed, PLANS[plan], SOLVERS[solver]):
                 found[stage].append(test(model))
                 if stage == "pruned":
                     found["density"].append(density)
@@ -169,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench_sipp_retrain.json"))
     parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     torch.set_num_threads(1)

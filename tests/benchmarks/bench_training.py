@@ -1,6 +1,7 @@
 """Methods inside the training loop: against known optima, against each other on MNIST, and what their calls cost.
 
-    OPTPRUNE_DATA=folder python tests/benchmarks/bench_training.py [--parts convex overhead lenet300 lenet5]
+    OPTPRUNE_DATA=folder python tests/benchmarks/bench_training.py [--parts convex overhead lenet300 lenet5 lossless
+        resnet20]
 
 convex: rows of 20 weights under quadratic losses, k of them kept; the ratio of the loss after hard pruning to the
 optimum over all supports, 20 seeds, 100 iterations with exact steps in W (IHT: full gradient steps).
@@ -11,6 +12,12 @@ without retraining, and after the same epochs of masked retraining. A layer-wise
 images stands beside them; it trains only in the retraining. Every layer is pruned to the same density. A period is 16
 steps. rho, growth, the step size of SLR and the probabilities were chosen on another seed of LeNet-300-100 by the mean
 accuracy at hard pruning at densities 0.1 and 0.03, SLR and either ADMM among two to four settings each.
+
+lossless: LeNet-5 again, densities by the shapes of the layers (`plan.erk`), the dense network trained for as many
+epochs as the pruned ones have had in all: how far each method goes without loss of accuracy.
+
+resnet20: the pretrained network on the 4,000 training images of CIFAR-10 that are there, one seed of batches, periods
+of 4 steps.
 
 overhead: processor time of a training step of LeNet-5 with the calls of a method over that of the step without them,
 medians of alternating steps in one run.
@@ -27,11 +34,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _networks import lenet5, mnist
+from _networks import cifar10, lenet5, mnist, resnet20
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,14 +47,15 @@ import optprune as op
 from optprune.cli.embedded import accuracy, mlp, train
 from optprune.training import ADMM, IHT, SLR, DropPruning, Gradual, freeze
 
+Data = tuple[Tensor, Tensor]
 PERIOD, BATCH = 16, 128
 METHODS: dict[str, Callable[..., Any]] = {
-    "SLR": lambda *given, rounds: SLR(*given, every=PERIOD, rho=0.1),
-    "ADMM, constant rho": lambda *given, rounds: ADMM(*given, every=PERIOD, rho=1e-2),
-    "ADMM, growing rho": lambda *given, rounds: ADMM(*given, every=PERIOD, rho=3e-3, growth=1.15),
-    "IHT": lambda *given, rounds: IHT(*given, every=PERIOD),
-    "Drop Pruning": lambda *given, rounds: DropPruning(*given, every=PERIOD, rounds=rounds, drop=0.15),
-    "gradual magnitude": lambda *given, rounds: Gradual(*given, every=PERIOD, rounds=rounds),
+    "SLR": lambda *given, every, rounds: SLR(*given, every=every, rho=0.1),
+    "ADMM, constant rho": lambda *given, every, rounds: ADMM(*given, every=every, rho=1e-2),
+    "ADMM, growing rho": lambda *given, every, rounds: ADMM(*given, every=every, rho=3e-3, growth=1.15),
+    "IHT": lambda *given, every, rounds: IHT(*given, every=every),
+    "Drop Pruning": lambda *given, every, rounds: DropPruning(*given, every=every, rounds=rounds, drop=0.15),
+    "gradual magnitude": lambda *given, every, rounds: Gradual(*given, every=every, rounds=rounds),
 }
 CONVEX: dict[str, Callable[..., Any]] = {
     "SLR": lambda *given: SLR(*given, every=1, rho=0.2),
@@ -54,7 +63,40 @@ CONVEX: dict[str, Callable[..., Any]] = {
     "ADMM, growing rho": lambda *given: ADMM(*given, every=1, rho=0.02, growth=1.1),
     "IHT": lambda *given: IHT(*given, every=1),
 }
-SIZES = {"lenet300": (20_000, (0.1, 0.05, 0.02)), "lenet5": (6000, (0.1, 0.05, 0.02))}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of networks: the data, what they are pruned to, and how they are trained.
+
+    Attributes:
+        images: the first of the training set.
+        shape: of the images as the network takes them.
+        densities: of the rows.
+        planned: from a model and a density to a plan.
+        dense_epochs: of the dense network; none where it is pretrained.
+        period: steps in a period.
+        rate: of Adam.
+        seeds: at most.
+    """
+
+    images: int
+    shape: tuple[int, ...]
+    densities: tuple[float, ...]
+    planned: Callable[[nn.Module, float], op.Plan] = op.plan.uniform
+    dense_epochs: int = 3
+    period: int = PERIOD
+    rate: float = 1e-3
+    seeds: int = 3
+
+
+SMALL, LARGE = (-1, 1, 28, 28), (-1, 3, 32, 32)
+PARTS = {
+    "lenet300": Part(20_000, (-1, 784), (0.1, 0.05, 0.02), dense_epochs=4),
+    "lenet5": Part(6000, SMALL, (0.1, 0.05, 0.02)),
+    "lossless": Part(6000, SMALL, (0.2, 0.1, 0.05, 0.03), op.plan.erk, 7, seeds=2),
+    "resnet20": Part(4000, LARGE, (0.3,), dense_epochs=0, period=4, rate=2e-4, seeds=1),
+}
 
 
 # --- quadratic losses ------------------------------------------------------------------------------------------------
@@ -131,12 +173,14 @@ def convex(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 # --- MNIST -----------------------------------------------------------------------------------------------------------
 
 
-def dense_network(part: str, images: int, seed: int, inputs: Tensor, labels: Tensor) -> nn.Sequential:
+def dense_network(part: str, seed: int, inputs: Tensor, labels: Tensor) -> nn.Module:
     """The network that all methods of a seed begin with."""
-    if part == "lenet5":
-        return lenet5(images, seed=seed)
+    if part == "resnet20":
+        return resnet20()
+    if part != "lenet300":
+        return lenet5(PARTS[part].images, PARTS[part].dense_epochs, seed)
     model = mlp([784, 300, 100, 10], seed=seed)
-    train(model, inputs, labels, epochs=4, batch=BATCH, rate=1.5e-3, decay=1e-2, seed=seed)
+    train(model, inputs, labels, epochs=PARTS[part].dense_epochs, batch=BATCH, rate=1.5e-3, decay=1e-2, seed=seed)
     return model
 
 
@@ -157,16 +201,16 @@ def epochs(model: nn.Module, count: int, data: tuple[Tensor, Tensor], seed: int,
 
 
 def pruned_accuracies(
-    name: str, dense: nn.Module, density: float, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], asked: Any
+    name: str, part: Part, dense: nn.Module, density: float, data: Data, test: Data, asked: Any
 ) -> dict[str, float]:
     """Accuracy at hard pruning and after retraining, and what was kept."""
     start = time.process_time()
     model = copy.deepcopy(dense)
-    plan = op.plan.uniform(model, density=density)
+    plan = part.planned(model, density)
     if name in METHODS:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        rounds = asked.epochs * -(-len(data[0]) // BATCH) // PERIOD
-        method = METHODS[name](model, plan, optimizer, rounds=3 * rounds // 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=part.rate)
+        rounds = asked.epochs * -(-len(data[0]) // BATCH) // part.period
+        method = METHODS[name](model, plan, optimizer, every=part.period, rounds=3 * rounds // 4)
         epochs(model, asked.epochs, data, 1, method, optimizer)
         method.prune()
     else:
@@ -174,7 +218,7 @@ def pruned_accuracies(
         model, _ = op.prune(
             model, batches, plan, op.ADMM(), mode="cascade", damping=1e-2, certified=False, bound=False, evidence=False
         )
-        optimizer, method = torch.optim.Adam(model.parameters(), lr=1e-3), None
+        optimizer, method = torch.optim.Adam(model.parameters(), lr=part.rate), None
         freeze(model, None, optimizer)
     hard = accuracy(model, *test)
     epochs(model, asked.retrain, data, 2, method, optimizer)
@@ -188,24 +232,24 @@ def pruned_accuracies(
     }
 
 
-def networks(part: str, rows: list[dict[str, Any]], asked: Any) -> Iterator[dict[str, Any]]:
+def networks(name: str, rows: list[dict[str, Any]], asked: Any) -> Iterator[dict[str, Any]]:
     """One row per seed, density and method; seeds outermost, so that an early end leaves whole tables."""
-    images, densities = SIZES[part]
-    shape = (-1, 1, 28, 28) if part == "lenet5" else (-1, 784)
-    (inputs, labels), (test_inputs, test_labels) = mnist(), mnist("t10k")
-    data, test = (inputs[:images].reshape(shape), labels[:images]), (test_inputs.reshape(shape), test_labels)
-    for seed in range(asked.seeds):
-        names = [*METHODS, "layer-wise prune"]
-        jobs = [(density, name) for density in densities for name in names]
-        done = {(row["density"], row["method"]) for row in rows if (row["part"], row.get("seed")) == (part, seed)}
+    part = PARTS[name]
+    read = cifar10 if part.shape == LARGE else mnist
+    (inputs, labels), (test_inputs, test_labels) = read(), read("test" if read is cifar10 else "t10k")
+    data: Data = inputs[: part.images].reshape(part.shape), labels[: part.images]
+    test: Data = test_inputs.reshape(part.shape), test_labels
+    for seed in range(min(asked.seeds, part.seeds)):
+        jobs = [(density, method) for density in part.densities for method in (*METHODS, "layer-wise prune")]
+        done = {(row["density"], row["method"]) for row in rows if (row["part"], row.get("seed")) == (name, seed)}
         if done >= set(jobs):
             continue
-        dense = dense_network(part, images, seed, *data)
+        dense = dense_network(name, seed, *data)
         before = accuracy(dense, *test)
-        for density, name in jobs:
-            if (density, name) not in done:
-                found = pruned_accuracies(name, dense, density, data, test, asked)
-                yield {"part": part, "seed": seed, "density": density, "method": name, "dense": before} | found
+        for density, method in jobs:
+            if (density, method) not in done:
+                found = pruned_accuracies(method, part, dense, density, data, test, asked)
+                yield {"part": name, "seed": seed, "density": density, "method": method, "dense": before} | found
 
 
 # --- cost of the calls -----------------------------------------------------------------------------------------------
@@ -224,7 +268,7 @@ def overhead(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             model = copy.deepcopy(dense).train()
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
             plan = op.plan.uniform(model, density=0.1)
-            made = None if name is None else METHODS[name](model, plan, optimizer, rounds=4)
+            made = None if name is None else METHODS[name](model, plan, optimizer, every=PERIOD, rounds=4)
             runs[name or "none"] = (model, optimizer, made)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for inputs, labels in pieces[: 5 * PERIOD]:
@@ -251,26 +295,35 @@ def overhead(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """Mean and deviation over the seeds."""
+    """Mean and deviation over the seeds, and how far each method goes without loss."""
     lines = []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if "seed" in row:
             groups.setdefault((row["part"], row["density"], row["method"]), []).append(row)
-    for key, own in groups.items():
-        cells = []
+    sparsest: dict[tuple[str, str], float] = {}
+    for (part, density, method), own in groups.items():
+        cells, means = [], {}
         for what in ("dense", "hard", "retrained"):
             values = [100 * row[what] for row in own]
             deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-            cells.append(f"{what} {statistics.mean(values):6.2f} ± {deviation:4.2f}")
-        lines.append(f"{key[0]} {key[1]:5} {key[2]:20} {'  '.join(cells)}  ({len(own)} seeds)")
+            means[what] = statistics.mean(values)
+            cells.append(f"{what} {means[what]:6.2f} ± {deviation:4.2f}")
+        lines.append(f"{part} {density:5} {method:20} {'  '.join(cells)}  ({len(own)} seeds)")
+        kept = statistics.mean(row["kept"] / row["total"] for row in own)
+        best = sparsest.setdefault((part, method), 1.0)
+        if means["retrained"] >= means["dense"]:
+            sparsest[part, method] = min(best, kept)
+    lines += [
+        f"{part} {method:20} without loss on average: {1 / kept:.1f}x" for (part, method), kept in sparsest.items()
+    ]
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench_training.json"))
-    parser.add_argument("--parts", nargs="+", default=["convex", "overhead", "lenet300", "lenet5"])
+    parser.add_argument("--parts", nargs="+", default=["convex", "overhead", *PARTS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--retrain", type=int, default=1)
@@ -282,9 +335,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "convex": lambda: convex(rows),
         "overhead": lambda: overhead(rows),
-        "lenet300": lambda: networks("lenet300", rows, asked),
-        "lenet5": lambda: networks("lenet5", rows, asked),
-    }
+    } | {name: lambda name=name: networks(name, rows, asked) for name in PARTS}
     for part in asked.parts:
         for row in parts[part]():
             rows.append(row)

@@ -92,7 +92,7 @@ def test_patterns(folder, target, kept):
     assert tuple(record.kept for record in load("run/magnitude").report.layers) == kept
 
 
-@pytest.mark.parametrize("allocation", ["erk", "magnitude", "owl", "optimal"])
+@pytest.mark.parametrize("allocation", ["erk", "magnitude", "sensitivity", "bounds", "owl", "optimal"])
 def test_one_density_is_shared_among_the_layers(folder, allocation):
     arguments = ("--allocation", allocation, "--budget", "macs", "--density", "0.3", "--out", "run")
     done = run("prune", *SMALL, "--method", "magnitude", *arguments)

@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 
+import cvxpy
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from optprune.network.runs import sealed
 from optprune.network.statements import group_statistics
 from optprune.network.verify import examine, verify
 from optprune.patterns import NOfM, PerLayer, PerRow
-from optprune.problems import L0LeastSquares
+from optprune.problems import EdgeSampling, L0LeastSquares
 from optprune.solvers import OBC, Magnitude, NetTrimADMM, Wanda
 from tests.network.networks import cnn, data, mlp, parameters, same
 
@@ -36,6 +38,8 @@ def planners(model: nn.Module, batches: list[torch.Tensor], density: float, **op
     yield plan.erk(model, density, **options)
     yield plan.global_magnitude(model, density, **options)
     yield plan.owl(model, batches, density, **options)
+    yield plan.sensitivity(model, batches, density, **options)
+    yield plan.sensitivity(model, batches, density, by="bounds", **options)
     yield plan.allocated(model, batches, density, Wanda(), **options)
 
 
@@ -90,6 +94,58 @@ def test_one_threshold_separates_all_kept_magnitudes_from_the_others():
         kept.append(ranked[: made.count(name)])
         dropped.append(ranked[made.count(name) :])
     assert torch.cat(kept).min() > torch.cat(dropped).max()
+
+
+def sensitivities(model: nn.Module, x: torch.Tensor) -> dict[str, EdgeSampling]:
+    problems = {}
+    for name, found in capture(model, [x], NAMES, samples=len(x)).items():
+        assert found.inputs is not None
+        problems[name] = EdgeSampling(model.get_parameter(f"{name}.weight"), found.inputs[0], PerLayer(1))
+    return problems
+
+
+def test_one_threshold_separates_all_kept_sensitivities_from_the_others():
+    model, x = mlp(), data(64, 8)
+    made = plan.sensitivity(model, [x[:40], x[40:]], 0.6)
+    ranked = {
+        name: problem.sensitivity.flatten().sort(descending=True).values
+        for name, problem in sensitivities(model, x).items()
+    }
+    kept = torch.cat([values[: made.count(name)] for name, values in ranked.items()])
+    dropped = torch.cat([values[made.count(name) :] for name, values in ranked.items()])
+    assert kept.min() > dropped.max()
+
+
+@pytest.mark.parametrize("costs", [{"0": 1, "2": 1, "4": 1}, {"0": 3, "2": 1, "4": 2}])
+def test_draws_are_shared_among_layers_at_the_optimum(costs):
+    """No move of one draw's worth from one layer's half-neurons to another's lowers the sum of the bounds."""
+    model, x, constant, delta = mlp(), data(64, 8), 1.5, 0.2
+    problems = sensitivities(model, x)
+    total, edges, weight, price, layer = [], [], [], [], []
+    neurons = sum(problem.shape[0] for problem in problems.values())
+    for number, (name, problem) in enumerate(problems.items()):
+        for sign in (1, -1):
+            own = problem.sensitivity * (sign * problem.weight > 0)
+            total += own.sum(-1).tolist()
+            edges += (own > 0).sum(-1).tolist()
+            weight += [1 / problem.shape[0]] * problem.shape[0]
+            price += [costs[name]] * problem.shape[0]
+            layer += [number] * problem.shape[0]
+    alpha = 2 * constant * np.array(total) * math.log(4 * neurons / delta)
+    made = plan.sensitivity(model, [x], 0.4, by="bounds", delta=delta, constant=constant, cost=costs)
+    assert made.allocation is not None
+    m, cost = cvxpy.Variable(len(alpha)), np.array(price)
+    live = alpha > 0
+    # epsilon(m) = u + sqrt(u^2 + 6 u) with u = alpha / (6 m), by its epigraph: u <= e^2 / (2 e + 6).
+    e = cvxpy.Variable(len(alpha))
+    inverse = alpha[live] / 6
+    constraints = [m <= np.array(edges), m >= 0, e >= 0, cost @ m <= made.allocation.budget]
+    # u <= e^2 / (2 e + 6) is alpha / 6 (2 / e + 6 / e^2) <= m.
+    constraints += [cvxpy.multiply(inverse, 2 * cvxpy.inv_pos(e[live]) + 6 * cvxpy.power(e[live], -2)) <= m[live]]
+    cvxpy.Problem(cvxpy.Minimize(np.array(weight)[live] @ e[live]), constraints).solve(solver="CLARABEL")
+    assert m.value is not None
+    wanted = np.bincount(layer, weights=m.value, minlength=3)
+    assert np.abs(wanted - [made.count(name) for name in NAMES]).max() < 1.05
 
 
 def test_layers_with_outliers_keep_more():

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from optprune.errors import InvalidInputError
 from optprune.network.allocation import Allocation, Optimum, require_costs
@@ -104,6 +105,22 @@ def macs(
         data = calibration(model, batches, forward, device_of(model, None), memory)
         survey(data)
         return layer_uses(model, adapters, data)
+
+
+def above(scores: Sequence[Tensor], costs: Sequence[int], budget: int) -> list[int]:
+    """Counts of each layer above one threshold on the scores of all weights.
+
+    Weights enter by descending score, the first layer's first among equals, as long as the budget lasts.
+
+    Args:
+        scores: per layer, a number per weight `(size,)`.
+        costs: of one weight of each layer.
+        budget: for all together.
+    """
+    order = torch.cat(list(scores)).argsort(descending=True, stable=True)
+    layer = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor([len(own) for own in scores]))[order]
+    spent = torch.tensor(costs)[layer].cumsum(0)
+    return torch.bincount(layer[spent <= budget], minlength=len(scores)).tolist()
 
 
 def levelled(

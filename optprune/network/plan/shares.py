@@ -12,7 +12,7 @@ from optprune.criteria import activation_weighted
 from optprune.errors import InvalidInputError
 from optprune.network.calibration import Forward
 from optprune.network.capture import capture
-from optprune.network.plan.budget import Shared, levelled, share
+from optprune.network.plan.budget import Shared, above, levelled, share
 from optprune.network.statements import group_statistics
 from optprune.network.targets import Plan, Rule
 from optprune.patterns import PerLayer
@@ -79,10 +79,7 @@ def global_magnitude(
     weights = [
         adapter.module.weight.detach().to("cpu").double().abs().flatten() for adapter in shared.adapters.values()
     ]
-    order = torch.cat(weights).argsort(descending=True, stable=True)
-    layer = torch.repeat_interleave(torch.arange(len(weights)), torch.tensor(shared.sizes))[order]
-    spent = torch.tensor(list(shared.costs.values()))[layer].cumsum(0)
-    counts = torch.bincount(layer[spent <= shared.budget], minlength=len(weights)).tolist()
+    counts = above(weights, list(shared.costs.values()), shared.budget)
     return _per_layer(shared, "magnitude", counts, {"density": density})
 
 
