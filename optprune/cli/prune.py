@@ -79,9 +79,9 @@ def prune(
         Allocation,
         typer.Option(
             help="Share the density among the layers: alike, by shape (erk), by one threshold on weights (magnitude) "
-            "or on what edges carry (sensitivity), by the bounds of drawn edges (bounds), by outliers (owl), or so that "
-            "the outputs err least (optimal: error curves by the method, or by portfolio where it does not solve the "
-            "l0 problem)."
+            "or on what edges carry (sensitivity), by the bounds of drawn edges (bounds), by outliers (owl), or so "
+            "that the outputs err least (optimal: error curves by the method, or by portfolio where it does not "
+            "solve the l0 problem)."
         ),
     ] = Allocation.UNIFORM,
     budget: Annotated[
