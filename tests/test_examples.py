@@ -57,6 +57,16 @@ def test_sampled_edges():
     assert min(shares) > 0.8
 
 
+def test_prune_and_retrain():
+    short = ("--hidden", 24, 16, "--epochs", 8, "--retrain", 5, "--densities", 0.5, 0.25)
+    rounds = run("prune_and_retrain.py", *short, "--method", "sipp-det")
+    assert [line.split(" of ")[0] for line in rounds.splitlines() if "retrained" in line] == ["1040", "520"]
+    assert float(rounds.split()[-1]) > 0.8
+    at_once = run("prune_and_retrain.py", *short, "--at-initialisation")
+    assert at_once.count("520 of 2080 weights") == at_once.count("retrained") == 1
+    assert float(at_once.split()[-1]) > 0.7
+
+
 def test_training(tmp_path):
     short = ("--hidden", 24, 16, "--epochs", 4, "--retrain", 1, "--density", 0.2, "--output", tmp_path)
     printed = run("training.py", *short)

@@ -35,6 +35,7 @@ class Job:
     data: str
     model: str
     weights: Path | None
+    epochs: int
     methods: tuple[str, ...]
     target: str
     allocation: str
@@ -143,7 +144,7 @@ def _prepared(job: Job, bars: Bars) -> tuple[nn.Module, Data]:
     model, untrained = read_model(job.model, job.weights, data, job.seed)
     if untrained and data.targets is not None:
         with bars.steps("training") as advance:
-            embedded.train(model, data.inputs.float(), data.targets, seed=job.seed, progress=advance)
+            embedded.train(model, data.inputs.float(), data.targets, epochs=job.epochs, seed=job.seed, progress=advance)
     device = device_of(model, job.device)
     dtype = getattr(torch, job.dtype)
     return model.to(device, dtype), data.to(dtype, device)

@@ -11,6 +11,7 @@ import typer
 from optprune.cli.codes import Code, reported_errors
 
 DENSITY = 0.2
+EPOCHS = 15
 SAMPLES = 300
 
 
@@ -65,6 +66,7 @@ def prune(
     weights: Annotated[
         Path | None, typer.Option(help="Safetensors file with the model's state dict; then nothing is trained.")
     ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Of lenet300's training; 0 prunes it at initialisation.")] = EPOCHS,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,6 +139,7 @@ def prune(
             data=data,
             model=model,
             weights=weights,
+            epochs=epochs,
             methods=tuple(method or ()),
             target=_target(density, pattern, radius),
             allocation=allocation.value,

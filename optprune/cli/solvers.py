@@ -12,7 +12,12 @@ import optprune.solvers
 from optprune.errors import InvalidInputError
 from optprune.solvers import Solver
 
-SHORT = {"net-trim-admm": "net-trim"}
+SHORT = {
+    "net-trim-admm": "net-trim",
+    "si-ppdet": "sipp-det",
+    "si-pphybrid": "sipp-hybrid",
+    "si-pprand": "sipp-rand",
+}
 """Methods known by another name than their class."""
 
 

@@ -28,7 +28,8 @@ class Drawn(Solver[EdgeSampling]):
     of distinct edges that are left on average, and the number of draws follows; the budget of the division is a
     standard deviation below the pattern's, and a choice that keeps too many is made again (`redraws` counts), so that
     the answer is admissible and unbiased but for that condition. With `count="draws"` an amount is the number of
-    draws: never too many, never discarded, and fewer edges. A half-neuron that gets all its edges is left as it is.
+    draws: never too many, never discarded, and fewer edges. A half-neuron that gets all its edges is left as it is, but
+    for those that carry nothing at any point: they are dropped always.
 
     Attributes:
         seed: of the draws; members of a stack draw from the same seed.
@@ -73,6 +74,7 @@ class Drawn(Solver[EdgeSampling]):
         as_they_are = self.kept_as_they_are(halves, counts, draws)
         best = torch.where(top_k(halves.sensitivity, counts), halves.weight, 0.0)
         everything = draws.isinf()
+        alive = torch.where(share > 0, halves.weight, 0.0)
         random = generator(self.seed)
         drawn = torch.where(everything, 0.0, draws)
 
@@ -80,7 +82,7 @@ class Drawn(Solver[EdgeSampling]):
             hits = multinomial(drawn, share.cpu(), random).to(share)
             expected = drawn.to(share)[..., None] * share
             weight = torch.where(hits > 0, halves.weight * hits / torch.where(hits > 0, expected, 1.0), 0.0)
-            weight = torch.where(everything[..., None].to(share.device), halves.weight, weight)
+            weight = torch.where(everything[..., None].to(share.device), alive, weight)
             return torch.where(as_they_are[..., None], best, weight)
 
         chosen, discarded = admissible(halves.budget, draw)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import optprune
-from optprune.cli import app
+from optprune.cli import app, embedded
 from optprune.cli.codes import Code
 from optprune.network.export import load
 
@@ -166,6 +166,42 @@ def test_weights_from_a_file(folder):
     assert done.exit_code == Code.OK, done.output
     weight = load("run/wanda").state_dict["first.weight"]
     assert set(weight.flatten().tolist()) == {0.0, 0.5}
+
+
+def test_rounds_with_training_of_ones_own_in_between(folder):
+    """What a run wrote is pruned further after training; what it had zeroed stays zero."""
+    from tests.cli.factories import small
+
+    weights: tuple[str, ...] = ()
+    before: dict[str, torch.Tensor] = {}
+    for number, (density, kept) in enumerate([("0.6", 33), ("0.3", 17)]):
+        out = f"round{number}"
+        done = run("prune", *SMALL, *weights, "--method", "sipp-det", "--density", density, "--out", out)
+        assert done.exit_code == Code.OK, done.output
+        model = small()
+        model.load_state_dict(load(f"{out}/sipp-det").state_dict)
+        masks = {name: model.get_parameter(f"{name}.weight").detach() != 0 for name in ("first", "last")}
+        assert sum(int(mask.sum()) for mask in masks.values()) <= kept
+        assert all(bool((before.get(name, mask) | ~mask).all()) for name, mask in masks.items())
+        before = masks
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optprune.training.freeze(model, None, optimizer)
+        for _ in range(3):
+            model(torch.ones(4, 8)).square().sum().backward()
+            optimizer.step()
+        save_file(model.state_dict(), "retrained.safetensors")
+        weights = ("--weights", "retrained.safetensors")
+
+
+def test_a_network_is_pruned_at_initialisation(folder):
+    chance = np.random.default_rng(0)
+    np.savez("classes.npz", inputs=chance.random((40, 6)).astype(np.float32), targets=chance.integers(0, 3, 40))
+    arguments = ("prune", "--data", "classes.npz", "--method", "magnitude", "--option", "refit=false", "--out", "run")
+    assert run(*arguments, "--epochs", "0", "--density", "1.0").exit_code == Code.OK
+    expected = embedded.mlp((6, 300, 100, 3), 0).state_dict()
+    found = load("run/magnitude").state_dict
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert run(*arguments, "--epochs", "-1").exit_code == Code.BAD_INPUT
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,18 @@ def test_budgets_hold_and_twice_is_once(solver, pattern, layer: tuple[Tensor, Te
     assert int((first.matrix != 0).sum()) > 0.4 * pattern.count(problem.shape)
 
 
+@pytest.mark.parametrize("pattern", [op.PerLayer(30), op.PerLayer(50), op.PerRow(5), op.PerRow(20)], ids=str)
+@pytest.mark.parametrize("solver", [*RANDOM, op.SiPPRand(), op.SiPPHybrid(), op.CoreNet(), op.PivotalEdges()])
+def test_edges_that_carry_nothing_take_no_budget(solver, pattern, layer: tuple[Tensor, Tensor]):
+    weight, inputs = layer
+    inputs[:, :12] = 0
+    answer = solver.run(op.EdgeSampling(weight, inputs, pattern))
+    assert pattern.admits(answer.matrix != 0)
+    assert bool((answer.matrix[:, :12] == 0).all())
+    if pattern.count((6, 20)) >= 48:
+        assert torch.allclose(answer.matrix[:, 12:], weight[:, 12:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", RANDOM, ids=str)
 def test_draws_are_unbiased(solver, layer: tuple[Tensor, Tensor]):
