@@ -124,8 +124,8 @@ def norm(tensors: dict[str, Tensor]) -> float:
 
 
 def inner(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The inner product of all tensors stacked, in float64."""
-    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+    """The inner product of all tensors stacked, summed in float64."""
+    return sum(float((a[name] * b[name]).sum(dtype=torch.float64)) for name in a)
 
 
 def _wide(tensor: Tensor) -> Tensor:

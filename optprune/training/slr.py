@@ -128,8 +128,8 @@ class SLR(Splitting):
         return facts
 
     def _coupling(self, weights: dict[str, Tensor]) -> float:
-        r"""$\langle \Lambda, W - Z \rangle + \frac{\rho}{2} \lVert W - Z \rVert^2$, in float64."""
-        h = {name: weights[name].double() - copy.double() for name, copy in self._copies.items()}
+        r"""$\langle \Lambda, W - Z \rangle + \frac{\rho}{2} \lVert W - Z \rVert^2$, summed in float64."""
+        h = {name: weights[name] - copy for name, copy in self._copies.items()}
         return inner(self._multipliers, h) + 0.5 * self._rho * norm(h) ** 2
 
     def _accept(self, weights: dict[str, Tensor]) -> bool:
