@@ -60,14 +60,11 @@ def assuming(text: str) -> list[str]:
     return [found.group() for found in _ASSUMING.finditer(text)]
 
 
-def check(proofs: list[Proof], build: Path) -> dict[str, tuple[str, ...]]:
-    """Compile every file in `build` and ask Coq what each named theorem rests on.
-
-    Returns:
-        `<file stem>.<theorem>` -> the axioms below it, sorted.
+def compile_all(build: Path) -> None:
+    """Compile every file in the folder `build`.
 
     Raises:
-        MachineCheckError: see there.
+        MachineCheckError: a file takes something for granted, or does not compile.
     """
     build.mkdir(parents=True, exist_ok=True)
     for path in sources():
@@ -75,18 +72,32 @@ def check(proofs: list[Proof], build: Path) -> dict[str, tuple[str, ...]]:
             raise MachineCheckError(f"{path.name} contains {', '.join(found)}: prove it, or state it as a hypothesis")
         shutil.copy(path, build)
         _coqc(build, path.name)
-    named = [f"{file.removesuffix('.v')}.{name}" for proof in proofs for file, name in proof.coq]
-    query = build / "Assumptions.v"
+
+
+def theorems(proofs: list[Proof]) -> list[str]:
+    """`<file stem>.<theorem>` for every theorem that a page names."""
+    return [f"{file.removesuffix('.v')}.{name}" for proof in proofs for file, name in proof.coq]
+
+
+def axioms_of_each(names: list[str], build: Path) -> dict[str, tuple[str, ...]]:
+    """Ask Coq what each theorem rests on; a second or two each, as Coq walks through its real numbers every time.
+
+    Raises:
+        MachineCheckError: there is no such theorem, or it rests on an axiom beyond those of the real numbers.
+    """
     # Without the marker between two answers, an answer could not be told from the next.
-    lines = [f'Eval compute in "{name}"%string.\nPrint Assumptions {name}.' for name in named]
-    files = " ".join(sorted({name.partition(".")[0] for name in named}))
-    query.write_text(f"From Coq Require Import String.\nFrom OptPrune Require {files}.\n" + "\n".join(lines) + "\n")
-    answers = _coqc(build, query.name).split('= "')[1:]
-    below = {name: _axioms(answer) for name, answer in zip(named, answers, strict=True)}
-    foreign = {name: set(axioms) - REALS for name, axioms in below.items() if set(axioms) - REALS}
-    if foreign:
-        raise MachineCheckError(f"axioms beyond those of the real numbers: {foreign}")
-    return below
+    answers = _query(build, names, [f'Eval compute in "{name}"%string.\nPrint Assumptions {name}.' for name in names])
+    return {name: _axioms(answer) for name, answer in zip(names, answers.split('= "')[1:], strict=True)}
+
+
+def axioms_of_all(names: list[str], build: Path) -> tuple[str, ...]:
+    """What the theorems rest on together: one walk.
+
+    Raises:
+        MachineCheckError: see `axioms_of_each`.
+    """
+    together = ", ".join(f"@{name}" for name in names)
+    return _axioms(_query(build, names, [f"Definition all := ({together}).\nPrint Assumptions all."]))
 
 
 def recorded(below: Mapping[str, tuple[str, ...]]) -> str:
@@ -109,11 +120,21 @@ def _coqc(build: Path, name: str) -> str:
     return done.stdout
 
 
+def _query(build: Path, names: list[str], lines: list[str]) -> str:
+    files = " ".join(sorted({name.partition(".")[0] for name in names}))
+    head = f"From Coq Require Import String.\nFrom OptPrune Require {files}.\n"
+    (build / "Query.v").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return _coqc(build, "Query.v")
+
+
 def _axioms(answer: str) -> tuple[str, ...]:
     """The names in one answer to Print Assumptions; each stands at the beginning of a line, before its type."""
     if "Closed under the global context" in answer:
         return ()
-    _, found, axioms = answer.partition("Axioms:\n")
+    _, found, listed = answer.partition("Axioms:\n")
     if not found:
         raise MachineCheckError(f"Print Assumptions answered {answer!r}")
-    return tuple(sorted(re.findall(r"^(\S+)(?= *:|$)", axioms, re.MULTILINE)))
+    axioms = tuple(sorted(re.findall(r"^(\S+)(?= *:|$)", listed, re.MULTILINE)))
+    if foreign := set(axioms) - REALS:
+        raise MachineCheckError(f"axioms beyond those of the real numbers: {', '.join(sorted(foreign))}")
+    return axioms

@@ -1,19 +1,31 @@
 """The machine-checked part of the proofs, and that a wrong constant does not pass unseen."""
 
+import dataclasses
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 
+import optprune.bounds
+import optprune.bounds._theorem
 from proofs import machine
-from proofs.index import proofs
+from proofs.__main__ import stale
+from proofs.index import FOLDER, proofs
 
 needs_coq = pytest.mark.skipif(not machine.available(), reason=machine.MISSING)
 
 
 @needs_coq
-@pytest.mark.timeout(600)
 def test_proofs_in_coq_compile_and_rest_on_what_is_recorded(tmp_path):
-    below = machine.check(proofs(), tmp_path)
-    assert below
-    assert machine.recorded(below) == machine.RECORD.read_text(), "run: make proofs"
+    names = machine.theorems(proofs())
+    machine.compile_all(tmp_path)
+    recorded = dict(line.split(": ") for line in machine.RECORD.read_text().splitlines())
+    assert sorted(recorded) == sorted(names), "run: make proofs"
+    found = {axiom.rpartition(".")[2] for axiom in machine.axioms_of_all(names, tmp_path)}
+    assert found == {axiom for axioms in recorded.values() for axiom in axioms.split(", ")}
 
 
 @needs_coq
@@ -34,13 +46,17 @@ def test_false_proofs_in_coq_are_refused(text, complaint, tmp_path, monkeypatch)
     sources.mkdir()
     (sources / "Stated.v").write_text(text)
     monkeypatch.setattr(machine, "SOURCES", sources)
-    page = proofs()[0]
-    monkeypatch.setitem(page.__dict__, "coq", {("Stated.v", "t"): "all"})
+
+    def examine() -> tuple[str, ...]:
+        machine.compile_all(tmp_path / "build")
+        return machine.axioms_of_all(["Stated.t"], tmp_path / "build")
+
     if complaint is None:
-        assert machine.check([page], tmp_path / "build") == {"Stated.t": ()}
+        assert examine() == ()
+        assert machine.axioms_of_each(["Stated.t"], tmp_path / "build") == {"Stated.t": ()}
     else:
         with pytest.raises(machine.MachineCheckError, match=complaint):
-            machine.check([page], tmp_path / "build")
+            examine()
 
 
 def test_pages_of_machine_checked_proofs_name_theorems_that_are_stated():
@@ -54,3 +70,57 @@ def test_pages_of_machine_checked_proofs_name_theorems_that_are_stated():
         (file, line.split()[1]) for file, text in stated.items() for line in text.split("\n") if "Theorem " in line
     }
     assert theorems == set(named)
+
+
+def loaded(spec: ModuleSpec | None, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where a dataclass looks for its module
+    spec.loader.exec_module(module)
+    return module
+
+
+# page -> file, function, its text, with a wrong constant; the check of the page that tries it, and the line that fails
+PLANTED = {
+    "T14": (
+        ("bernstein", "bernstein_radius", "2 * v *", "0.4 * v *"),
+        ("test_draws_do_not_refute_it", "not tried.refuted"),
+    ),
+    "T21": (
+        ("evidence", "clopper_pearson", "= (1 - confidence) / 2", "= 1 - confidence"),
+        ("test_true_claims_are_rarely_refuted", "binom.pmf(refuting, 200, truth)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("page", PLANTED)
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_planted_constant_is_seen(page, planted, tmp_path, monkeypatch, rng):
+    """A copy of a bound with a wrong constant fails the digest and the trials; a copy as it is passes both."""
+    (module, function, right, wrong), (check, line) = PLANTED[page]
+    source = (Path(optprune.bounds.__path__[0]) / f"{module}.py").read_text()
+    assert source.count(right) == 1
+    name = f"copy_of_{module}_{planted}"
+    (tmp_path / f"{name}.py").write_text(source.replace(right, wrong) if planted else source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(optprune.bounds._theorem, "_registry", {})  # the copy is no bound of the package
+    copy = loaded(importlib.util.find_spec(name), monkeypatch)
+
+    proof = next(proof for proof in proofs() if proof.id == page)
+    original = f"optprune.bounds.{module}."
+    code = {n.replace(original, f"{name}."): old for n, old in proof.code.items() if n.startswith(original)}
+    assert stale(dataclasses.replace(proof, code=code)) == ([f"{name}.{function}"] if planted else [])
+
+    path = FOLDER.parent / proof.tests[0]
+    checks = loaded(importlib.util.spec_from_file_location(path.stem, path), monkeypatch)
+    for qualified in proof.code:
+        if hasattr(checks, member := qualified.rpartition(".")[2]):
+            monkeypatch.setattr(checks, member, getattr(copy, member))
+    given = {"T14": {"delta": 0.1, "signed": True, "rng": rng}, "T21": {"confidence": 0.9}}[page]
+    if planted:
+        with pytest.raises(AssertionError) as failure:
+            getattr(checks, check)(**given)
+        assert line in str(failure.traceback[-1].statement)
+    else:
+        getattr(checks, check)(**given)

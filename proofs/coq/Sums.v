@@ -3,7 +3,7 @@
     A sum of the pages over i in I is [sum I f], with [I] a list of indices of any type; a vector is a function
     from indices to reals, a matrix a function of two. Nothing here is specific to a theorem. *)
 
-From Coq Require Import Reals List Lra Psatz.
+From Coq Require Import Reals List Permutation Arith Lia Lra Psatz.
 Import ListNotations.
 Open Scope R_scope.
 
@@ -66,6 +66,12 @@ Proof.
   induction l as [|a l IH]; simpl; [rewrite Rabs_R0; lra|].
   eapply Rle_trans; [apply Rabs_triang|]. lra.
 Qed.
+
+Lemma Rabs_between (x c : R) : Rabs x <= c -> - c <= x <= c.
+Proof. intros small. pose proof (Rle_abs x). pose proof (Rle_abs (- x)) as other. rewrite Rabs_Ropp in other. lra. Qed.
+
+Lemma exp_monotone x y : x <= y -> exp x <= exp y.
+Proof. intros [less | ->]; [left; now apply exp_increasing | apply Rle_refl]. Qed.
 
 Lemma sum_term_le (A : Type) (l : list A) (f : A -> R) (a : A) :
   (forall b, In b l -> 0 <= f b) -> In a l -> f a <= sum l f.
@@ -153,6 +159,19 @@ Proof.
   apply (sum_term_le l (fun b => v b * v b)); [intros b _; nra | exact inside].
 Qed.
 
+Lemma sum_app (A : Type) (l k : list A) (f : A -> R) : sum (l ++ k) f = sum l f + sum k f.
+Proof. induction l; simpl; lra. Qed.
+
+Lemma sum_concat (A : Type) (groups : list (list A)) (f : A -> R) :
+  sum (concat groups) f = sum groups (fun group => sum group f).
+Proof. induction groups as [|group groups IH]; simpl; [reflexivity|]. now rewrite sum_app, IH. Qed.
+
+Lemma sum_map (A B : Type) (h : A -> B) (l : list A) (f : B -> R) : sum (map h l) f = sum l (fun a => f (h a)).
+Proof. induction l; simpl; lra. Qed.
+
+Lemma sum_permutation (A : Type) (l k : list A) (f : A -> R) : Permutation l k -> sum l f = sum k f.
+Proof. induction 1; simpl; lra. Qed.
+
 (** Entries of a matrix, and entries in a set and outside of it. *)
 
 Definition entry (A B : Type) (f : A -> B -> R) (ab : A * B) : R := f (fst ab) (snd ab).
@@ -160,12 +179,7 @@ Definition entry (A B : Type) (f : A -> B -> R) (ab : A * B) : R := f (fst ab) (
 Lemma sum_pairs (A B : Type) (l : list A) (k : list B) (f : A * B -> R) :
   sum (list_prod l k) f = sum l (fun a => sum k (fun b => f (a, b))).
 Proof.
-  induction l as [|a l IH]; simpl; [reflexivity|]. rewrite <- IH.
-  induction k as [|b k IHk] in IH |- *; simpl; [lra|].
-  assert (append : forall l1 l2, sum (l1 ++ l2) f = sum l1 f + sum l2 f)
-    by (intros l1 l2; induction l1; simpl; lra).
-  rewrite append. rewrite Rplus_assoc. f_equal.
-  clear. induction k; simpl; lra.
+  induction l as [|a l IH]; simpl; [reflexivity|]. now rewrite sum_app, sum_map, IH.
 Qed.
 
 Lemma sum_filter (A : Type) (c : A -> bool) (l : list A) (f : A -> R) :
@@ -176,4 +190,47 @@ Lemma sum_partition (A : Type) (c : A -> bool) (l : list A) (f : A -> R) :
   sum l f = sum (filter c l) f + sum (filter (fun a => negb (c a)) l) f.
 Proof.
   rewrite !sum_filter, <- sum_plus. apply sum_ext. intros a _. apply where_split.
+Qed.
+
+(** How many indices of a list are in a set. *)
+Definition count (A : Type) (l : list A) (S : A -> bool) : R := sum l (fun a => where_ (S a) 1).
+
+(** Products, and the recursion that every bound of a network solves. *)
+
+Fixpoint prod_of (A : Type) (l : list A) (f : A -> R) : R :=
+  match l with
+  | [] => 1
+  | a :: rest => f a * prod_of rest f
+  end.
+
+Lemma prod_of_app (A : Type) (l k : list A) (f : A -> R) : prod_of (l ++ k) f = prod_of l f * prod_of k f.
+Proof. induction l; simpl; [lra|]. rewrite IHl. ring. Qed.
+
+Lemma prod_of_nonneg (A : Type) (l : list A) (f : A -> R) : (forall a, In a l -> 0 <= f a) -> 0 <= prod_of l f.
+Proof.
+  induction l as [|a l IH]; intros above; simpl; [lra|].
+  apply Rmult_le_pos; [apply above; now left | apply IH; intros b inside; apply above; now right].
+Qed.
+
+(** The sum over l < n of e l times the product of c k over l < k < n. *)
+Definition accumulated (n : nat) (e c : nat -> R) : R :=
+  sum (seq 0 n) (fun l => e l * prod_of (seq (S l) (n - S l)) c).
+
+Lemma accumulated_step n e c : accumulated (S n) e c = c n * accumulated n e c + e n.
+Proof.
+  unfold accumulated. rewrite seq_S, sum_app. simpl sum. rewrite Nat.sub_diag. simpl prod_of.
+  rewrite <- sum_scal, (sum_ext (seq 0 n) _ (fun l => c n * (e l * prod_of (seq (S l) (n - S l)) c))); [lra|].
+  intros l inside. apply in_seq in inside. replace (n - l)%nat with (S (n - S l)) by lia.
+  rewrite seq_S, prod_of_app. simpl prod_of. replace (S (l + (n - S l))) with n by lia. ring.
+Qed.
+
+Lemma recursion n (D e c : nat -> R) :
+  D O <= 0 -> (forall l, (l < n)%nat -> 0 <= c l) -> (forall l, (l < n)%nat -> D (S l) <= c l * D l + e l) ->
+  D n <= accumulated n e c.
+Proof.
+  intros start nonneg step.
+  assert (forall l, (l <= n)%nat -> D l <= accumulated l e c) as all; [|now apply all].
+  induction l as [|l IH]; intros within; [exact start|].
+  rewrite accumulated_step. eapply Rle_trans; [apply step; lia|].
+  apply Rplus_le_compat_r, Rmult_le_compat_l; [apply nonneg; lia | apply IH; lia].
 Qed.
