@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from optprune.bounds._theorem import theorem
 from optprune.bounds.bernstein import drawn_radius, relative_error
 from optprune.bounds.horvitz_thompson import kept_radius
 from optprune.bounds.sipp import deterministic_errors
@@ -71,6 +72,7 @@ class EdgeSamplingChecker(Checker[EdgeSampling]):
         )
 
 
+@theorem("T16")
 def relaxed(problem: EdgeSampling) -> tuple[L0LeastSquares, Tensor]:
     r"""The l0 problem with rows $w_i / \sqrt{\phi_i}$, whose optimum is `out` times this one's at most; the scales."""
     flow = problem.flow
@@ -119,6 +121,7 @@ def _promised(problem: EdgeSampling, evidence: Mapping[str, Tensor]) -> dict[str
     return found
 
 
+@theorem("T19")
 def promised_errors(problem: EdgeSampling, probabilities: Tensor, delta: float) -> Tensor:
     r"""The radius of T19 (b) relative to the flow, for each neuron at its worst point `(out,)`.
 
@@ -127,6 +130,7 @@ def promised_errors(problem: EdgeSampling, probabilities: Tensor, delta: float) 
     return _worst(problem, lambda terms, i: kept_radius(terms, probabilities[i], delta))
 
 
+@theorem("T14")
 def drawn_errors(problem: EdgeSampling, draws: Tensor, delta: float) -> Tensor:
     r"""The radius of T14 (d) relative to the flow for each half-neuron `(out, 2)` that is drawn with $q = s / S$.
 

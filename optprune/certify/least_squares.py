@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optprune.bounds._theorem import theorem
 from optprune.bounds.minorant import minorant_bound
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
@@ -146,6 +147,7 @@ def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
     }
 
 
+@theorem("T03")
 def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out in"], memory: int = 2**24) -> bool:
     r"""Whether $H - \operatorname{diag}\delta_r \succeq 0$ is proved in floating point for every row of `minorant`.
 
