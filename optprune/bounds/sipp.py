@@ -137,6 +137,32 @@ def corenet_draws(
     return 8 * total * math.log(neurons * widest) * math.log(8 * neurons / delta) / error**2
 
 
+@theorem("T17")
+def points_needed(edges: int, delta: float, constant: float = 3.0) -> int:
+    r"""$|S| = \lceil K' \ln(8 E / \delta) \rceil$ points that sensitivities are to be taken over, as printed.
+
+    Args:
+        edges: $E$, of all neurons that are to hold at once; $\eta \eta^*$ in the source, no fewer than there are.
+        delta: of the network; an eighth of it is spent here.
+        constant: $K'$ of the assumption; 3 in the published settings.
+
+    Guarantees:
+        T17 (e), under an assumption on the law of the data that cannot be checked; T15 needs none.
+
+    Raises:
+        InvalidInputError: no edges, a probability outside of (0, 1), or a constant that is not positive.
+
+    References:
+        Baykal et al. 2019 (SiPP), section 3.
+    """
+    if edges < 1 or not 0 < delta < 1 or not 0 < constant < math.inf:
+        raise InvalidInputError(
+            f"edges={edges}, delta={delta}, constant={constant} given; at least one edge, a probability in (0, 1) and "
+            "a positive constant are needed"
+        )
+    return math.ceil(constant * math.log(8 * edges / delta))
+
+
 def _require_layers(locals_: Sequence[float], conditions: Sequence[float]) -> None:
     if len(locals_) != len(conditions) or not conditions or not all(c >= 1 for c in conditions):
         raise InvalidInputError(

@@ -204,6 +204,7 @@ class Report:
             if record.dead_inputs
         ]
         lines += [f"{record.name}: {record.held_out}" for record in self.layers if record.held_out is not None]
+        lines += [text for record in self.layers for text in _bounds_of_neurons(record)]
         if self.allocation is not None:
             lines.append(str(self.allocation))
         if self.network is not None:
@@ -213,6 +214,14 @@ class Report:
 
 CLOSED_FORMS = {"spectral": "spectral", "frobenius": "Frobenius", "l1": "l1", "printed": "l1 of the dense, as printed"}
 """Fields of `ParallelBounds`, the least first, and what a report calls them."""
+
+NEURON_BOUNDS = (
+    ("exactly, on the points", "below_one", "median"),
+    ("by the printed bound of what was changed", "printed_below_one", "printed_median"),
+    ("by that of the draws", "draws_below_one", "draws_median"),
+    ("by the exact variance, before the choice", "variance_below_one", "variance_median"),
+)
+"""What a report calls the bounds of sampled edges, and the details of a certificate that hold them."""
 
 COLUMNS = (
     "layer",
@@ -250,6 +259,17 @@ def _row(record: LayerRecord) -> tuple[str, ...]:
         f"{record.seconds:.2f} s",
         record.termination.value,
     )
+
+
+def _bounds_of_neurons(record: LayerRecord) -> list[str]:
+    """Where edges were sampled: for which share of the neurons each bound of their relative error says anything."""
+    found = {} if record.certificate is None else record.certificate.details
+    shown = [
+        f"{what} {100 * found[share]:.3g} % (median {found[median]:.3g})"
+        for what, share, median in NEURON_BOUNDS
+        if share in found
+    ]
+    return [f"{record.name}: neurons with an error below 1: {'; '.join(shown)}"] if shown else []
 
 
 def _align(cell: str, width: int, column: int) -> str:

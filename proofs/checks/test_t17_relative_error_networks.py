@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from optprune.bounds.bernstein import draws_needed
-from optprune.bounds.sipp import condition_numbers, corenet_draws, layer_error, local_errors, network_error
+from optprune.bounds.sipp import (
+    condition_numbers,
+    corenet_draws,
+    layer_error,
+    local_errors,
+    network_error,
+    points_needed,
+)
 from optprune.errors import InvalidInputError
 
 
@@ -89,3 +96,21 @@ def test_conditions_of_dead_and_cancelling_neurons():
     assert found.tolist() == [[math.inf, 1.0, 1.0], [1.0, 1.0, 1.0]]
     with_bias = condition_numbers(weight, torch.tensor([[1.0, 1.0]]).double(), torch.tensor([4.0, 4.0, 0.0]).double())
     assert with_bias.tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_the_printed_number_of_points():
+    assert points_needed(300 * 410, 1e-16) == 152  # LeNet-300-100 in the published settings
+
+
+@pytest.mark.parametrize("constant", [1.0, 3.0, 3000.0])
+@pytest.mark.parametrize("delta", [0.1, 1e-3])
+def test_one_point_less_than_needed_fails(constant, delta):
+    # One edge, its share small with probability exp(-1/K'): the largest of n points is small with the n-th power.
+    small = math.exp(-1 / constant)
+    needed = points_needed(1, delta, constant)
+    assert small**needed <= delta / 8 < small ** (needed - 1)
+    if constant == 3000.0:
+        assert small ** points_needed(1, delta, 0.999 * constant) > delta / 8
+    assert points_needed(1000, delta, constant) == math.ceil(constant * math.log(8000 / delta))
+    with pytest.raises(InvalidInputError, match="edges=0"):
+        points_needed(0, delta)

@@ -94,7 +94,7 @@ SMALL, LARGE = (-1, 1, 28, 28), (-1, 3, 32, 32)
 PARTS = {
     "lenet300": Part(20_000, (-1, 784), (0.1, 0.05, 0.02), dense_epochs=4),
     "lenet5": Part(6000, SMALL, (0.1, 0.05, 0.02)),
-    "lossless": Part(6000, SMALL, (0.2, 0.1, 0.05, 0.03), op.plan.erk, 7, seeds=1),
+    "lossless": Part(12_000, SMALL, (0.2, 0.1, 0.05), op.plan.erk, 7, seeds=1),
     "resnet20": Part(4000, LARGE, (0.3,), dense_epochs=0, period=4, rate=2e-4, seeds=1),
 }
 
