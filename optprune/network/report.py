@@ -262,7 +262,10 @@ def _row(record: LayerRecord) -> tuple[str, ...]:
 
 
 def _bounds_of_neurons(record: LayerRecord) -> list[str]:
-    """Where edges were sampled: for which share of the neurons each bound of their relative error says anything."""
+    """Where edges were sampled: for which share of the neurons each bound of their relative error says anything.
+
+    None for a layer of several groups, whose certificate holds the extremes of theirs.
+    """
     found = {} if record.certificate is None else record.certificate.details
     shown = [
         f"{what} {100 * found[share]:.3g} % (median {found[median]:.3g})"
