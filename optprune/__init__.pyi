@@ -11,7 +11,7 @@ from .network.report import LayerRecord, NetworkBound, Report
 from .network.runs import load
 from .network.verify import verify
 from .patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
-from .problems import EdgeSampling, L0LeastSquares, NetTrim, Problem, stack, unstack
+from .problems import EdgeSampling, L0LeastSquares, L0ReLU, NetTrim, Problem, stack, unstack
 from .solution import Certificate, Rigor, Solution, Termination
 from .solvers import (
     ADMM,
@@ -20,6 +20,7 @@ from .solvers import (
     RIA,
     SLR,
     CoreNet,
+    CuttingPlane,
     Cvxpy,
     EdgeMinimax,
     Exhaustive,
@@ -29,6 +30,7 @@ from .solvers import (
     PivotalEdges,
     Portfolio,
     ProximalL1,
+    ReLUSplicing,
     SiPPDet,
     SiPPHybrid,
     SiPPRand,
@@ -55,6 +57,7 @@ __all__ = [
     "Claims",
     "Columns",
     "CoreNet",
+    "CuttingPlane",
     "Cvxpy",
     "EdgeMinimax",
     "EdgeSampling",
@@ -64,6 +67,7 @@ __all__ = [
     "GradualADMM",
     "HeldOut",
     "L0LeastSquares",
+    "L0ReLU",
     "LayerRecord",
     "Magnitude",
     "NOfM",
@@ -79,6 +83,7 @@ __all__ = [
     "Problem",
     "ProximalL1",
     "Radius",
+    "ReLUSplicing",
     "Removed",
     "Report",
     "Rigor",

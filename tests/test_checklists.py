@@ -25,7 +25,7 @@ from optprune.certify import checker_for
 from optprune.network.layers import Adapter, adapter_for
 from optprune.problems import Problem
 from optprune.solvers import Promise, Solver
-from optprune.testing import check_solver, edge_instances, l0_instances, net_trim_instances
+from optprune.testing import all_instances, check_solver
 from proofs.__main__ import readme_with_table
 from proofs.index import FOLDER, SECTIONS, STATUSES, digest, proofs
 
@@ -46,7 +46,7 @@ def concrete(package: ModuleType, base: type) -> list[Any]:
 
 SOLVERS = concrete(optprune.solvers, Solver)
 PROBLEMS = concrete(optprune.problems, Problem)
-GOLDEN = (*l0_instances(), *net_trim_instances(), *edge_instances())
+GOLDEN = all_instances()
 
 
 # --- every file ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ by row.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,7 +36,7 @@ def accelerate(
     """
     curvature = relaxation.curvature()
     lipschitz = 2 * spectral_norm(curvature).clamp_min(torch.finfo(start.dtype).tiny)
-    step = _Proximal(relaxation, lipschitz)
+    step = Proximal(relaxation, lipschitz)
     x = y = start
     xa = ya = x @ curvature
     theta = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
@@ -57,12 +59,29 @@ def accelerate(
     return best.point
 
 
-class _Proximal:
+@runtime_checkable
+class Units(Protocol):
+    """What the proximal step asks of a relaxation."""
+
+    def kept(self) -> Float[Tensor, "budgets 1"] | float:
+        """The budget."""
+        ...
+
+    def norms(self, x: Float[Tensor, "out live"]) -> Float[Tensor, "budgets units"]:
+        """The norm of every unit."""
+        ...
+
+    def spread(self, z: Float[Tensor, "budgets units"]) -> Float[Tensor, "out live"]:
+        """Give every weight the share of its unit."""
+        ...
+
+
+class Proximal:
     r"""$V \cdot L z / (L z + 2)$ with $z = \operatorname{clip}(\sigma \lVert V_{unit}\rVert - 2/L, 0, 1)$, $\sum z =
     k$.
     """
 
-    def __init__(self, relaxation: Perspective, lipschitz: Tensor) -> None:
+    def __init__(self, relaxation: Units, lipschitz: Tensor) -> None:
         self.relaxation, self.lipschitz, self.kept = relaxation, lipschitz, relaxation.kept()
         self.sigma: Tensor | None = None
 

@@ -138,5 +138,4 @@ def certificate_from(record: Mapping[str, Any]) -> Certificate:
     """A certificate from JSON, where infinities are text."""
     numbers = {name: float(record[name]) for name in ("objective", "lower_bound", "primal_residual", "dual_residual")}
     details = {name: float(value) for name, value in record["details"].items()}
-    error = number(record["objective_error"])
-    return Certificate.from_json({**record, **numbers, "details": details, "objective_error": error})
+    return Certificate.from_json({**record, **numbers, "details": details})

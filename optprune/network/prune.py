@@ -41,9 +41,16 @@ from optprune.network.plan import Plan, Radius
 from optprune.network.provenance import provenance
 from optprune.network.report import LayerRecord, Report
 from optprune.network.ship import Solved, ship
-from optprune.network.statements import edge_sampling, least_squares, net_trim, problem_type, solve_to_count
+from optprune.network.statements import (
+    edge_sampling,
+    l0_relu,
+    least_squares,
+    net_trim,
+    problem_type,
+    solve_to_count,
+)
 from optprune.patterns import Pattern, PerLayer
-from optprune.problems import EdgeSampling, L0LeastSquares, Problem
+from optprune.problems import EdgeSampling, L0LeastSquares, L0ReLU, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
 from optprune.solvers import Portfolio, Solver, solve_all
@@ -101,7 +108,7 @@ def prune(
         batches: calibration data, read several times: tensors, tuples that begin with the input, or mappings of keyword
             arguments. One tensor is one batch.
         plan: what each layer is pruned to, from a planner of `optprune.plan`.
-        solver: of `L0LeastSquares`, `NetTrim` or `EdgeSampling`; the default is for plans of patterns.
+        solver: of `L0LeastSquares`, `NetTrim`, `EdgeSampling` or `L0ReLU`; the default is for plans of patterns.
         mode: "parallel": every layer sees the dense network's activations. "cascade": inputs come from the pruned
             prefix, targets from the dense network, layer after layer.
         inplace: write into `model` and return it, instead of a copy.
@@ -173,7 +180,7 @@ def _per_layer(
     for name, target in plan.items():
         with layer_context(name):
             kinds[name] = problem_type(solver, target)
-    follows = followed_by_relu(model, plan) if NetTrim in kinds.values() else {}
+    follows = followed_by_relu(model, plan) if {NetTrim, L0ReLU} & set(kinds.values()) else {}
     rows = {name: 0 if kind is L0LeastSquares else samples for name, kind in kinds.items()}
     return rows, {**follows, **(relu or {})}
 
@@ -247,8 +254,11 @@ def _solve(
             assert not isinstance(target, Radius)
             if kind is EdgeSampling:
                 problems[name] = edge_sampling(captured[name], target, adapter)
+                continue
+            damping = choices[name].chosen if isinstance(run.damping, HeldOut) else run.damping
+            if kind is L0ReLU:
+                problems[name] = l0_relu(captured[name], target, adapter, damping, run.relu[name])
             else:
-                damping = choices[name].chosen if isinstance(run.damping, HeldOut) else run.damping
                 problems[name] = least_squares(captured[name], target, adapter, damping)
             continue
         at = target if isinstance(target, Radius) else Radius(0.0)

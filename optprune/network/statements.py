@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from optprune.errors import UnsupportedError
+from optprune.errors import InvalidInputError, UnsupportedError
 from optprune.network.capture import Captured
 from optprune.network.layers import Adapter
 from optprune.network.targets import Radius, Target
 from optprune.patterns import Pattern, PerLayer
-from optprune.problems import EdgeSampling, L0LeastSquares, Problem
+from optprune.problems import EdgeSampling, L0LeastSquares, L0ReLU, Problem
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Solution
 from optprune.solvers import Solver, solve
@@ -25,7 +25,7 @@ from optprune.statistics import Statistics
 def problem_type(solver: Solver, target: Target) -> type[Problem]:
     """What a target becomes for a solver.
 
-    `L0LeastSquares` or `EdgeSampling` for a pattern, `NetTrim` for a radius or a count.
+    `L0LeastSquares`, `EdgeSampling` or `L0ReLU` for a pattern, `NetTrim` for a radius or a count.
 
     Raises:
         UnsupportedError: the solver accepts no problem that the target can become.
@@ -34,20 +34,22 @@ def problem_type(solver: Solver, target: Target) -> type[Problem]:
         return L0LeastSquares
     if NetTrim in solver.accepts and isinstance(target, Radius | PerLayer):
         return NetTrim
-    if isinstance(target, Pattern) and EdgeSampling in solver.accepts:
-        return EdgeSampling
+    patterned = [kind for kind in (EdgeSampling, L0ReLU) if kind in solver.accepts]
+    if isinstance(target, Pattern) and patterned:
+        return patterned[0]
     name = type(solver).__name__
     if NetTrim in solver.accepts:
         raise UnsupportedError(
             f"{target!r} given with {name}, which solves Net-Trim; accepted are a density, PerLayer(k) and Radius"
         )
-    if L0LeastSquares in solver.accepts or EdgeSampling in solver.accepts:
+    if L0LeastSquares in solver.accepts or patterned:
         raise UnsupportedError(
             f"{target!r} given with {name}, which needs a pattern; use plan.uniform, or a Net-Trim solver"
         )
     accepted = ", ".join(kind.__name__ for kind in solver.accepts)
     raise UnsupportedError(
-        f"{name} accepts {accepted}; pruning a network needs a solver of L0LeastSquares, NetTrim or EdgeSampling"
+        f"{name} accepts {accepted}; pruning a network needs a solver of L0LeastSquares, NetTrim, EdgeSampling or "
+        "L0ReLU"
     )
 
 
@@ -109,6 +111,22 @@ def edge_sampling(captured: Captured, pattern: Pattern, adapter: Adapter) -> lis
     weight, _ = _dense(captured.statistics, adapter)
     patterns = pattern.split(adapter.groups, adapter.shape)
     return [EdgeSampling(weight[g], captured.inputs[g].double(), own) for g, own in enumerate(patterns)]
+
+
+def l0_relu(captured: Captured, pattern: Pattern, adapter: Adapter, damping: float, relu: bool) -> list[Problem]:
+    """One l0 problem behind the ReLU per group, on the sampled rows; the bias stays as it is."""
+    if not relu:
+        raise InvalidInputError("no ReLU follows this layer, so that L0ReLU does not describe it; leave it out")
+    if captured.inputs is None:
+        raise UnsupportedError("the problem behind a ReLU needs rows, not statistics alone; give samples >= 1")
+    weight, bias = _dense(captured.statistics, adapter)
+    shift = torch.zeros_like(weight[..., 0]) if bias is None else bias
+    problems: list[Problem] = []
+    for g, own in enumerate(pattern.split(adapter.groups, adapter.shape)):
+        rows = captured.inputs[g].double()
+        dense = rows @ weight[g].mT + shift[g] if captured.targets is None else captured.targets[g].double()
+        problems.append(L0ReLU(rows, dense, shift[g], weight[g], own, damping))
+    return problems
 
 
 def solve_to_count(

@@ -3,6 +3,7 @@
 from optprune.solvers._base import IterativeSolver, Progress, Promise, Solver, solve, solve_all
 from optprune.solvers.admm import ADMM
 from optprune.solvers.corenet import CoreNet
+from optprune.solvers.cutting_plane import CuttingPlane
 from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.solvers.edge_minimax import EdgeMinimax
 from optprune.solvers.exhaustive import Exhaustive
@@ -15,6 +16,7 @@ from optprune.solvers.obc import OBC
 from optprune.solvers.pivotal_edges import PivotalEdges
 from optprune.solvers.portfolio import Portfolio
 from optprune.solvers.proximal_l1 import ProximalL1
+from optprune.solvers.relu_splicing import ReLUSplicing
 from optprune.solvers.ria import RIA
 from optprune.solvers.sipp_det import SiPPDet
 from optprune.solvers.sipp_hybrid import SiPPHybrid
@@ -31,6 +33,7 @@ __all__ = [
     "RIA",
     "SLR",
     "CoreNet",
+    "CuttingPlane",
     "Cvxpy",
     "EdgeMinimax",
     "Exhaustive",
@@ -43,6 +46,7 @@ __all__ = [
     "Progress",
     "Promise",
     "ProximalL1",
+    "ReLUSplicing",
     "SiPPDet",
     "SiPPHybrid",
     "SiPPRand",

@@ -16,7 +16,14 @@ from optprune.errors import OptPruneError, UnsupportedError
 from optprune.problems import L0LeastSquares, Problem, stack_key
 from optprune.solution import Answer, Certificate, Solution, Termination
 from optprune.solvers import Promise, Solver, solve, solve_all
-from optprune.testing.instances import Golden, edge_instances, l0_instances, net_trim_instances, rescaled
+from optprune.testing.instances import (
+    Golden,
+    edge_instances,
+    l0_instances,
+    net_trim_instances,
+    relu_instances,
+    rescaled,
+)
 
 RECOMPUTED = 1e-12
 """Relative agreement of a certificate's objective with the problem's own."""
@@ -101,7 +108,11 @@ def check_solver(solver: Solver, instances: Sequence[Golden] | None = None) -> C
         ConformanceError: lists every fault.
         UnsupportedError: the solver accepts none of the instances, so that nothing can be said.
     """
-    pool = (*l0_instances(), *net_trim_instances(), *edge_instances()) if instances is None else tuple(instances)
+    pool = (
+        (*l0_instances(), *net_trim_instances(), *edge_instances(), *relu_instances())
+        if instances is None
+        else tuple(instances)
+    )
     faults = [Fault("", "declaration", message) for message in _declaration(solver)]
     trials: list[_Trial] = []
     names, refused = [], {}

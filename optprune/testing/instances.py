@@ -13,8 +13,8 @@ from torch import Tensor
 
 from optprune.errors import UnsupportedError
 from optprune.patterns import Blocks, Columns, Fixed, NOfM, Pattern, PerLayer, PerRow, Rows
-from optprune.problems import EdgeSampling, L0LeastSquares, NetTrim, Problem
-from optprune.solvers import EdgeMinimax, Exhaustive, Solver, solve
+from optprune.problems import EdgeSampling, L0LeastSquares, L0ReLU, NetTrim, Problem
+from optprune.solvers import CuttingPlane, EdgeMinimax, Exhaustive, Solver, solve
 from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.statistics import Statistics
 
@@ -59,7 +59,7 @@ class Golden:
         return float(self.problem.objective(solution.matrix))
 
 
-_REFERENCES: tuple[Solver, ...] = (Cvxpy("CLARABEL"), Exhaustive(), EdgeMinimax())
+_REFERENCES: tuple[Solver, ...] = (Cvxpy("CLARABEL"), Exhaustive(), EdgeMinimax(), CuttingPlane())
 """One that promises the optimum for each problem."""
 
 
@@ -119,6 +119,12 @@ def _(problem: EdgeSampling, inputs: float, weights: float) -> Problem:
     return _rescaled(problem, {"inputs": (1, 0), "weight": (0, 1)}, inputs, weights)
 
 
+@rescaled.register
+def _(problem: L0ReLU, inputs: float, weights: float) -> Problem:
+    powers = {"inputs": (1, 0), "targets": (1, 1), "bias": (1, 1), "reference": (0, 1)}
+    return _rescaled(problem, powers, inputs, weights)
+
+
 def _rescaled(problem: Problem, powers: Mapping[str, tuple[int, int]], inputs: float, weights: float) -> Problem:
     def scaled(name: str, tensor: Tensor) -> Tensor:
         if name not in powers:
@@ -145,6 +151,17 @@ def net_trim_instances() -> tuple[Golden, ...]:
 def edge_instances() -> tuple[Golden, ...]:
     """Golden instances of `EdgeSampling`."""
     return tuple(_edges())
+
+
+@cache
+def relu_instances() -> tuple[Golden, ...]:
+    """Golden instances of `L0ReLU`."""
+    return tuple(_relu())
+
+
+def all_instances() -> tuple[Golden, ...]:
+    """Every golden instance of this package."""
+    return (*l0_instances(), *net_trim_instances(), *edge_instances(), *relu_instances())
 
 
 def _l0() -> Iterator[Golden]:
@@ -318,3 +335,28 @@ def _edges() -> Iterator[Golden]:
     for name, make in _HARD_LAYERS.items():
         weight, inputs = make()
         yield golden(f"edges, {name}", (weight[:, :4], inputs[:9, :4]), PerLayer(4))
+
+
+def _relu() -> Iterator[Golden]:
+    def golden(name: str, layer: Layer, pattern: Pattern, regular: bool = False, **settings: Any) -> Golden:
+        problem = L0ReLU.from_layer(*layer, pattern, **settings)
+        scale = float(problem.objective(0 * problem.reference))
+        return Golden(f"relu, {name}", problem, 1e-9, regular, convex=False, scale=scale)
+
+    for seed in (50, 150):
+        layer, bias = data(seed), data(seed + 1)[0][:, 0]
+        yield golden(f"per row, seed {seed}", layer, PerRow(3), True)
+        yield golden(f"per layer with bias, seed {seed}", layer, PerLayer(5), True, bias=bias)
+    yield golden("groups", data(52), NOfM(2, 4), True, damping=0.1)
+    yield golden("tiles", data(53), Blocks(2, 2, 2), True)
+    yield golden("one mask", data(54), Fixed(torch.arange(OUT * IN).reshape(OUT, IN) % 3 == 0), True)
+    for k in (0, IN):
+        yield golden(f"density {k // IN}", data(55), PerRow(k), True)
+    weight, inputs = data(56)
+    yield golden("float32 tensors", (weight.float(), inputs.float()), PerRow(3), True)
+    dead = weight.clone()
+    dead[1] = -dead[1].abs()
+    yield golden("dead neuron", (dead, inputs.abs()), PerRow(3))
+    yield golden("one output, one input", data(57, 1, 1), PerLayer(1), True)
+    for name, make in _HARD_LAYERS.items():
+        yield golden(name, make(), PerRow(3))
