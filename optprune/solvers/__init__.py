@@ -7,6 +7,7 @@ from optprune.solvers.cutting_plane import CuttingPlane
 from optprune.solvers.cvxpy_reference import Cvxpy
 from optprune.solvers.edge_minimax import EdgeMinimax
 from optprune.solvers.exhaustive import Exhaustive
+from optprune.solvers.forward_selection import ForwardSelection
 from optprune.solvers.gradual_admm import GradualADMM
 from optprune.solvers.iht import IHT
 from optprune.solvers.magnitude import Magnitude
@@ -37,6 +38,7 @@ __all__ = [
     "Cvxpy",
     "EdgeMinimax",
     "Exhaustive",
+    "ForwardSelection",
     "GradualADMM",
     "IterativeSolver",
     "Magnitude",
