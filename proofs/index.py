@@ -1,10 +1,15 @@
 """The proofs as data: front matter, the table of the README, and the digest of the code that a proof was read
 against.
 
-A proof is a Markdown file `T<nn>-<name>.md` that begins with front matter between two lines of three dashes:
-`id`, `title`, `statement`, `status`, `source` hold one line each; `code`, `tests` and `coq` are lists, left out
-where they are empty. An entry of `code` is `<qualified name> <digest>`: the digest changes with the program text, not
-with comments, docstrings, error messages or layout. An entry of `coq` is `<file> <theorem>: <part of the statement>`.
+A proof is a Markdown file `T<nn>-<name>.md` that begins with front matter between two lines of three dashes. `id`,
+`title`, `statement`, `status`, `source` hold one line each; the others are lists, left out where they are empty:
+
+- `assumes`: who sees to the hypotheses, `caller: ...` or `code: ...`;
+- `depends`: the theorems that statement and proof rest on;
+- `code`: `<qualified name> <digest>`, where the digest changes with the program text and not with comments,
+  docstrings, error messages or layout;
+- `tests`: the numerical checks;
+- `coq`: `<file> <theorem>: <part of the statement>`, what is machine-checked.
 """
 
 import ast
@@ -17,7 +22,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LINE_FIELDS = ("id", "title", "statement", "status", "source")
-LIST_FIELDS = ("code", "tests", "coq")
+LIST_FIELDS = ("assumes", "depends", "code", "tests", "coq")
 STATUSES = ("proved", "proved, numerically checked", "machine-checked, numerically checked")
 SECTIONS = (
     "Statement",
@@ -41,18 +46,22 @@ class Proof:
     Attributes:
         path: the file.
         lines: the front matter's single lines, by name.
+        assumes: (`caller` or `code`, what it sees to).
+        depends: identifiers of other theorems.
         code: qualified name -> digest of the code that the proof was last read against.
         tests: `path::test` of the tests that compare theory with numbers.
         coq: (file in `coq/`, theorem in it) -> the part of the statement that it proves.
-        sections: headings of the text, in order.
+        sections: the text below each heading, in order.
     """
 
     path: Path
     lines: dict[str, str]
+    assumes: tuple[tuple[str, str], ...]
+    depends: tuple[str, ...]
     code: dict[str, str]
     tests: tuple[str, ...]
     coq: dict[tuple[str, str], str]
-    sections: tuple[str, ...]
+    sections: dict[str, str]
 
     @property
     def id(self) -> str:
@@ -84,10 +93,12 @@ def read(path: Path) -> Proof:
     return Proof(
         path=path,
         lines={name: " ".join(fields[name]) for name in LINE_FIELDS},
+        assumes=tuple(_who_and_what(path, entry) for entry in fields.get("assumes", [])),
+        depends=tuple(fields.get("depends", [])),
         code=dict(_name_and_digest(path, entry) for entry in fields.get("code", [])),
         tests=tuple(fields.get("tests", [])),
         coq=dict(_theorem_and_part(path, entry) for entry in fields.get("coq", [])),
-        sections=tuple(line.removeprefix("## ") for line in body.splitlines() if line.startswith("## ")),
+        sections={part.partition("\n")[0]: part.partition("\n")[2] for part in f"\n{body}".split("\n## ")[1:]},
     )
 
 
@@ -136,6 +147,13 @@ def table() -> str:
             status = status.replace("machine-checked", f"machine-checked ({'; '.join(proof.coq.values())})")
         rows.append(f"| {link} | {proof.lines['statement']} | {status} | {code} | {tests} |")
     return "\n".join(rows) + "\n"
+
+
+def _who_and_what(path: Path, entry: str) -> tuple[str, str]:
+    who, found, what = entry.partition(": ")
+    if who not in ("caller", "code") or not found:
+        raise ProofFormatError(f"{path.name}: assumes {entry!r}; expected `caller: ...` or `code: ...`")
+    return who, what
 
 
 def _name_and_digest(path: Path, entry: str) -> tuple[str, str]:

@@ -205,7 +205,8 @@ def test_text_cites_theorems_that_exist():
 @pytest.mark.parametrize("proof", proofs(), ids=lambda p: p.id)
 def test_proof_is_complete(proof):
     assert proof.path.name.startswith(f"{proof.id}-")
-    assert proof.sections == SECTIONS
+    assert tuple(proof.sections) == SECTIONS
+    assert {who for who, _ in proof.assumes} == {"caller", "code"}, "assumes: what the caller and the code see to"
     assert proof.lines["status"] in STATUSES
     assert ("machine-checked" in proof.lines["status"]) == bool(proof.coq)
     assert proof.code
@@ -214,6 +215,16 @@ def test_proof_is_complete(proof):
         assert (ROOT / test).name.startswith(f"test_{proof.id.lower()}_")
         assert "def test_" in (ROOT / test).read_text()
     assert all(re.search(rf"^{n}\. ", proof.path.read_text(), re.MULTILINE) for n in (1, 2)), "numbered steps"
+
+
+def test_proofs_name_what_they_depend_on_and_not_in_a_circle():
+    depends = {proof.id: set(proof.depends) for proof in proofs()}
+    for proof in proofs():
+        cited = set(re.findall(r"\bT\d\d\b", proof.sections["Statement"] + proof.sections["Proof"])) - {proof.id}
+        assert cited <= depends[proof.id] <= set(depends), f"{proof.id}: depends on {sorted(cited)}"
+    while ready := {name for name, others in depends.items() if not others & set(depends)}:
+        depends = {name: others for name, others in depends.items() if name not in ready}
+    assert depends == {}
 
 
 @pytest.mark.parametrize("proof", proofs(), ids=lambda p: p.id)

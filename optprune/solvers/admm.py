@@ -51,7 +51,7 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     in the coordinates where $H$ has a unit diagonal; then the weights on the support of $D$ are refitted exactly. One
     eigen-decomposition serves every $\rho$; a step is two products with the eigenvectors and one projection. The
     multipliers are kept unscaled, so that a change of $\rho$ leaves them alone. $\sum 1/\rho_t < \infty$, hence $W^t$
-    and $D^t$ converge to one admissible matrix (Meng et al. 2024, Theorem 1); nothing is claimed about its
+    and $D^t$ converge to one admissible matrix (T23; Meng et al. 2024, Theorem 1); nothing is claimed about its
     optimality, for that there is the certificate.
 
     Attributes:

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from sympy import Matrix, Rational
+from sympy import Matrix, Rational, cancel, symbols
 
 from optprune.numerics.masked import masked_least_squares
 
@@ -83,3 +83,19 @@ def test_the_masked_solver_meets_the_normal_equations(rng):
         rise = 0.5 * ((weight + moved) * ((weight + moved) @ gram)).sum(-1) - ((weight + moved) * rhs).sum(-1)
         rise = rise - 0.5 * (weight * (weight @ gram)).sum(-1) + (weight * rhs).sum(-1)
         torch.testing.assert_close(rise, 0.5 * (moved * (moved @ gram)).sum(-1), rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("support", [[0], [0, 1], [2]], ids=str)
+def test_kept_and_pruned_forms_agree_symbolically(support):
+    # Any symmetric matrix of order 3 whose blocks are invertible, not one of numbers.
+    entries = symbols("a:f")
+    h = Matrix(3, 3, lambda i, j: entries[(0, 1, 3)[max(i, j)] + min(i, j)])
+    b = Matrix(symbols("x:z"))
+    pruned = [i for i in range(3) if i not in support]
+    inverse = h.adjugate() / h.det(method="berkowitz")
+    dense = inverse * b
+    kept = (b.T * dense)[0] - (b.extract(support, [0]).T * h.extract(support, support).inv() * b.extract(support, [0]))[
+        0
+    ]
+    lost = dense.extract(pruned, [0])
+    assert cancel(kept - (lost.T * inverse.extract(pruned, pruned).inv() * lost)[0]) == 0

@@ -5,6 +5,7 @@ import math
 import mpmath as mp
 import numpy as np
 import pytest
+import sympy
 import torch
 from scipy.integrate import quad
 from scipy.optimize import linprog
@@ -158,3 +159,12 @@ def test_what_is_no_neuron_is_refused():
         recovery_failure(10, 1, -1)
     with pytest.raises(InvalidInputError, match="between 0 and 1"):
         recovery_samples(10, 1, 0.0)
+
+
+def test_the_ratio_of_squared_lengths_falls_below_one_symbolically():
+    k = sympy.Symbol("k", positive=True)
+    half = sympy.Rational(1, 2)
+    ratio = (k + 1) ** 2 * (k - half) / (k**2 * (k + 3 * half))
+    assert sympy.simplify(ratio - (k**3 + 3 * half * k**2 - half) / (k**3 + 3 * half * k**2)) == 0
+    length = sympy.sqrt(2) * sympy.gamma(k + half) / sympy.gamma(k)  # of 2 k entries
+    assert sympy.simplify(sympy.expand_func(length.subs(k, k + 1) / length) - (2 * k + 1) / (2 * k)) == 0

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import sympy
 import torch
 from scipy.optimize import brentq
 from scipy.special import gammaln
@@ -126,3 +127,14 @@ def test_the_published_inverse_is_refuted(delta, rng):
     assert published < 0.72 * right
     assert not monte_carlo(lambda n, g: (sums(n, g) - 1).abs() >= right, delta, rng, trials=20_000).refuted
     assert monte_carlo(lambda n, g: (sums(n, g) - 1).abs() >= published, delta, rng, trials=20_000).refuted
+
+
+def test_the_inverses_are_roots_symbolically():
+    b, level, variance, c, m = sympy.symbols("b l V c m", positive=True)
+    radius = b * level / 3 + sympy.sqrt((b * level / 3) ** 2 + 2 * variance * level)
+    assert sympy.expand(radius**2 - 2 * level * (variance + b * radius / 3)) == 0
+    assert sympy.expand(radius**2 - 2 * level * (variance + b * radius / sympy.Rational(3003, 1000))) != 0
+    alpha = 2 * c * level
+    error = (alpha / (3 * m) + sympy.sqrt((alpha / (3 * m)) ** 2 + 4 * alpha / m)) / 2
+    draws = c * (6 + 2 * error) * level / (3 * error**2)
+    assert sympy.simplify(draws - m) == 0

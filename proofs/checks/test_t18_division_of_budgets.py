@@ -5,6 +5,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import pytest
+import sympy
 import torch
 from torch import Tensor
 
@@ -101,3 +102,17 @@ def test_nothing_to_give_and_nothing_to_get():
     assert float(allocate_draws(ones, ones, ones, torch.tensor(0.0)).sum()) < 1e-6
     with pytest.raises(InvalidInputError, match="negative"):
         water_fill(-ones, ones, torch.tensor(1.0))
+
+
+def test_error_slope_and_its_logarithm_symbolically():
+    m, alpha, u = sympy.symbols("m alpha u", positive=True)
+    share = alpha / (6 * m)
+    error = share + sympy.sqrt(share**2 + 6 * share)
+    root = sympy.sqrt(u**2 + 6 * u)
+    slope = -u / m * (1 + (u + 3) / root)
+    assert sympy.simplify(sympy.diff(error, m) - slope.subs(u, share)) == 0
+    # u / m = 6 u^2 / alpha, and the derivative in ln u.
+    logarithm = 2 * sympy.log(u) + sympy.log(1 + (u + 3) / root)
+    stated = 2 - 9 * u / (root**3 * (1 + (u + 3) / root))
+    assert sympy.simplify(u * sympy.diff(logarithm, u) - stated) == 0
+    assert [sympy.limit(stated, u, end) for end in (0, sympy.oo)] == [sympy.Rational(3, 2), 2]

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import sympy
 import torch
 from torch import Tensor
 
@@ -135,3 +136,17 @@ def test_rows_share_a_budget(rng):
         assert bool((kept.reshape(groups, -1).sum(-1) <= budget).all())
         assert int(kept.sum()) >= groups * budget - (6 if groups == 1 else 0)
         assert bool(kept[p > 1 - 1e-12].all())
+
+
+def test_pairs_keep_means_and_the_error_is_linear_symbolically():
+    p, q = sympy.symbols("p q", positive=True)
+    assert sympy.simplify(p / (p + q) * (p + q) - p) == 0
+    assert sympy.simplify((1 - q) / (2 - p - q) + (1 - p) / (2 - p - q) * (p + q - 1) - p) == 0
+    y, old, new, g = (sympy.symbols(f"{name}0:3", real=True) for name in ("y", "o", "n", "g"))
+    gram = sympy.Matrix([[g[0], sympy.Symbol("a"), 0], [sympy.Symbol("a"), g[1], 0], [0, 0, g[2]]])
+    moved = sympy.Matrix([y[j] * (new[j] - old[j]) for j in range(3)])
+    phi = (moved.T * gram * moved)[0] + sum(g[j] * y[j] ** 2 * new[j] * (1 - new[j]) for j in range(3))
+    assert [sympy.expand(sympy.diff(phi, n, 2)) for n in new] == [0, 0, 0]
+    t = sympy.Symbol("t")
+    along = phi.subs({new[0]: new[0] + t, new[1]: new[1] - t}, simultaneous=True)
+    assert sympy.expand(sympy.diff(along, t, 2) / 2 + 2 * sympy.Symbol("a") * y[0] * y[1]) == 0

@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 
 import pytest
+import sympy
 import torch
 
 from optprune.bounds.surrogate import step_factor, step_product, step_product_bounds, step_ratio
@@ -117,3 +118,14 @@ def test_without_a_quadratic_term_the_dual_is_minus_infinity():
 def test_outside_of_the_range(k, M, r):
     with pytest.raises(InvalidInputError, match="finite M > 1"):
         step_factor(k, M, r)
+
+
+def test_steps_of_the_proof_symbolically():
+    x, a, M, r, k = sympy.symbols("x a M r k", positive=True)
+    remainder = x + x**2 / (2 * (1 - x)) + sympy.log(1 - x)
+    assert remainder.subs(x, 0) == 0
+    assert sympy.simplify(sympy.diff(remainder, x) - x**2 / (2 * (1 - x) ** 2)) == 0
+    assert sympy.simplify(x**2 / (2 * (1 - 1 / M)) - a**2 / (2 * M * (M - 1))).subs(x, a / M).simplify() == 0
+    exponent = k**-r * sympy.log(k)
+    assert sympy.simplify(sympy.diff(exponent, k).subs(k, sympy.exp(1 / r))) == 0
+    assert sympy.simplify(exponent.subs(k, sympy.exp(1 / r)) - 1 / (sympy.E * r)) == 0
