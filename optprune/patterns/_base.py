@@ -97,6 +97,11 @@ class Pattern(ABC):
         scale = weight.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
         return torch.where(self.support((weight / scale).to(torch.float64).square()), weight, 0.0)
 
+    def violation(self, weight: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*batch"]:
+        r"""$\lVert U - P(U) \rVert_F / \lVert U \rVert_F$ with $P$ = `project`; 0 where the support is admissible."""
+        outside = (weight - self.project(weight)).square().sum((-2, -1)).sqrt()
+        return torch.where(outside > 0, outside / weight.square().sum((-2, -1)).sqrt(), 0.0)
+
     def admits(self, mask: Bool[Tensor, "*batch out in"]) -> bool:
         """Whether the support lies in the set: in every budget at most `kept` units hold a kept weight."""
         shape = shape_of(mask)

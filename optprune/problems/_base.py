@@ -42,9 +42,9 @@ class Problem(ABC):
     def violation(self, matrix: Float[Tensor, "*batch out d"]) -> Mapping[str, Tensor]:
         """How far each constraint is violated, relative to the data's scale; 0 where it holds."""
 
-    @abstractmethod
     def split(self, matrix: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-        """The layer's weight and, where it is a variable, its bias."""
+        """The layer's weight and, where it is a variable, its bias; the matrix is the weight unless overridden."""
+        return matrix, None
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

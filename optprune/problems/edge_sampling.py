@@ -151,19 +151,11 @@ class EdgeSampling(Problem):
         r"""`support`: the part of $U$ off the nearest admissible support, `edges`: off $\operatorname{supp} W$; both
         Frobenius norms, relative to that of $U$.
         """
-        norm = matrix.square().sum((-2, -1)).sqrt()
-
-        def share(outside: Tensor) -> Tensor:
-            size = outside.square().sum((-2, -1)).sqrt()
-            return torch.where(size > 0, size / norm, 0.0)
-
+        outside = torch.where(self.weight == 0, matrix, 0.0).square().sum((-2, -1)).sqrt()
         return {
-            "support": share(matrix - self.pattern.project(matrix)),
-            "edges": share(torch.where(self.weight == 0, matrix, 0.0)),
+            "support": self.pattern.violation(matrix),
+            "edges": torch.where(outside > 0, outside / matrix.square().sum((-2, -1)).sqrt(), 0.0),
         }
-
-    def split(self, matrix: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "out in"], None]:
-        return matrix, None
 
     def tensors(self) -> dict[str, Tensor]:
         own = self.inputs.tensors() if isinstance(self.inputs, LinearMap) else {"": self.inputs}

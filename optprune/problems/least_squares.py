@@ -118,13 +118,8 @@ class L0LeastSquares(Problem):
         return (matrix.to(torch.float64) - self.dense) @ self.gram - self.statistics.cross.mT
 
     def violation(self, matrix: Float[Tensor, "*batch out d"]) -> Mapping[str, Tensor]:
-        r"""`support`: $\lVert U - P(U) \rVert_F / \lVert U \rVert_F$ with $P$ the projection on the pattern."""
-        outside = (matrix - self.pattern.project(matrix)).square().sum((-2, -1)).sqrt()
-        norm = matrix.square().sum((-2, -1)).sqrt()
-        return {"support": torch.where(outside > 0, outside / norm, 0.0)}
-
-    def split(self, matrix: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "out in"], None]:
-        return matrix, None
+        """`support`: of the pattern."""
+        return {"support": self.pattern.violation(matrix)}
 
     def tensors(self) -> dict[str, Tensor]:
         s = self.statistics
