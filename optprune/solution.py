@@ -51,9 +51,10 @@ class Certificate:
             support).
         dual_residual: how far the dual point had to be moved to be feasible, relative (0 where any dual point is
             feasible).
-        rigor: trust in the arithmetic of `lower_bound`.
+        rigor: trust in the arithmetic of `lower_bound` and, with `objective_error`, of `objective`.
         theorem: id of the theorem that makes `lower_bound` a bound.
         details: further numbers by name, all recomputed by the checker.
+        objective_error: a proved bound on the rounding error of `objective`; None where none is proved.
     """
 
     objective: float
@@ -63,6 +64,16 @@ class Certificate:
     rigor: Rigor
     theorem: str
     details: Mapping[str, float] = field(default_factory=dict)
+    objective_error: float | None = None
+
+    @property
+    def upper_bound(self) -> float:
+        """What the weight's objective is at most, rounding included; infinite where that is not proved."""
+        return (
+            math.inf
+            if self.objective_error is None
+            else math.nextafter(self.objective + self.objective_error, math.inf)
+        )
 
     @property
     def gap(self) -> float:
@@ -91,6 +102,7 @@ class Certificate:
             "rigor": self.rigor.value,
             "theorem": self.theorem,
             "details": dict(self.details),
+            "objective_error": self.objective_error,
         }
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optprune.bounds._theorem import theorem
 from optprune.numerics.dyadic import BITS, Dyadic, Enclosure
-from optprune.numerics.rounding import UNIT
+from optprune.numerics.rounding import UNIT, power_of_two_below
 from optprune.patterns import Pattern
 from optprune.problems.least_squares import L0LeastSquares
 
@@ -101,7 +101,7 @@ def _selected(totals: np.ndarray, counts: list[int]) -> Fraction:
 def proves_minorant_exactly(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out in"]) -> bool:
     r"""Whether $H - \operatorname{diag}\delta_r \succeq 0$ is proved in rational arithmetic for every row $r$.
 
-    With $D$ diagonal, powers of two, and any float64 numbers $\sigma > 0$ and $L$,
+    With $D > 0$ diagonal, powers of two, and any float64 numbers $\sigma \ge 0$ and $L$,
 
     $$\lVert D (H - \operatorname{diag} \delta_r) D - \sigma I - L L^\top \rVert_F \le \sigma
       \quad\Longrightarrow\quad D (H - \operatorname{diag} \delta_r) D \succeq L L^\top \succeq 0 .$$
@@ -118,13 +118,14 @@ def proves_minorant_exactly(gram: Float[Tensor, "in in"], minorant: Float[Tensor
     if bool(wrong | (gram[~live] != 0).any() | (gram != gram.mT).any()):
         return False
     h, delta = gram[live][:, live], several[:, live]
-    root = torch.frexp(h.diagonal()).exponent.div(2, rounding_mode="floor")
-    scale = torch.ldexp(torch.ones_like(h[0]), -root)
+    scale = power_of_two_below(h.diagonal().rsqrt())
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        return False
     exact_scale = Dyadic.of(scale)
     exact = Dyadic.of(h) * exact_scale[:, None] * exact_scale[None, :]
     exact_delta = Dyadic.of(delta) * exact_scale * exact_scale
     diagonal = np.eye(len(h), dtype=int).astype(object)
-    for index, (shift, factor) in enumerate(_witnesses(h * scale[:, None] * scale, delta * scale.square())):
+    for index, (shift, factor) in enumerate(_witnesses(h * scale[:, None] * scale, delta * scale * scale)):
         sigma, lower = Dyadic.of(shift), Dyadic.of(factor)
         taken = Dyadic(diagonal, 0) * (exact_delta[index] + sigma)
         rest = exact - taken - lower @ lower.mT
@@ -144,4 +145,4 @@ def _witnesses(h: Float[Tensor, "in in"], delta: Float[Tensor, "rows in"]) -> It
         factor, _ = torch.linalg.cholesky_ex(rest)
         # On a coarse grid, still far below the shift, the integers are short and the product is fast.
         short = (factor.tril().nan_to_num(0.0, 0.0, 0.0) * GRID).round() / GRID
-        yield from zip(shift, short, strict=True)
+        yield from zip(shift.nan_to_num(0.0, 0.0), short, strict=True)

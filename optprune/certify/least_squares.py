@@ -19,7 +19,7 @@ from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import tighten
 from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import is_positive_semidefinite_certified
-from optprune.numerics.rounding import UNIT
+from optprune.numerics.rounding import SMALLEST, UNIT, gamma
 from optprune.problems._base import Problem
 from optprune.problems.least_squares import L0LeastSquares
 from optprune.solution import Certificate, Rigor
@@ -77,6 +77,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             rigor=Rigor.ROUNDED,
             theorem=self.theorem,
             details=_errors(problem, matrix),
+            objective_error=objective_error(problem, matrix),
         )
 
     def exact(
@@ -137,6 +138,26 @@ def strengthen(
     return minorant, relaxation.leave(accelerate(relaxation, x, growth, max_steps=steps))
 
 
+@theorem("T03")
+def objective_error(problem: L0LeastSquares, matrix: Float[Tensor, "out in"]) -> float:
+    r"""Bound of the rounding error of `L0LeastSquares.objective`, $d$ inputs and $o$ outputs:
+
+    $$\gamma_{2d + o + 12} \bigl(\tfrac12 \langle |\Delta|, |\Delta| |H| \rangle + \langle |\Delta|, |C^\top| \rangle
+      + \tfrac12 \textstyle\sum_m |E_m|\bigr),$$
+
+    since a term takes a rounding of $\Delta$ twice, $d$ in an entry of $\Delta H$, one in its product with $\Delta$,
+    $d - 1$ and $o - 1$ in the sums and two between them; and $\eta$ for each product that underflows, times the factor
+    that it meets.
+    """
+    rows, columns = problem.shape
+    step, s = (matrix.to(torch.float64) - problem.dense).abs(), problem.statistics
+    size = (
+        0.5 * (step * (step @ problem.gram.abs())).sum() + (step * s.cross.mT.abs()).sum() + 0.5 * s.energy.abs().sum()
+    )
+    lost = 4 * SMALLEST * (columns + 2) * (step.sum() + rows * columns)
+    return float(gamma(2 * columns + rows + 12) * size * (1 + 2 * gamma(rows * columns + columns + 16)) + lost)
+
+
 def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
     """The objective without damping, and the layer's relative output error, whatever the damping."""
     statistics = problem.statistics
@@ -166,6 +187,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
         | (several[:, ~live] > 0).any()
         | (several[:, live] <= 0).any()
         | (gram[~live] != 0).any()
+        | (gram != gram.mT).any()
         | ~several.isfinite().all()
     ):
         return False

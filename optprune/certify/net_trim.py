@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from optprune.bounds._theorem import theorem
 from optprune.certify._base import Checker
 from optprune.certify._exact_net_trim import exact_dual_bound, exact_objective, exact_residual, exact_violation
+from optprune.certify._net_trim_rounding import rounding_errors
 from optprune.errors import InvalidInputError, NonFiniteError
 from optprune.numerics.dyadic import Enclosure
-from optprune.numerics.rounding import SMALLEST, gamma
+from optprune.numerics.rounding import SMALLEST, gamma, norm_bound
 from optprune.problems.net_trim import NetTrim
 from optprune.solution import Certificate, Rigor
 
@@ -86,9 +88,9 @@ def dual_bound(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> DualBou
     correlation = (product.abs() + error) * problem.penalised * (1 + gamma(4))
     stretch = correlation.amax(-1)
     scale = stretch.clamp(min=1.0)
-    energy = torch.where(problem.active, lam, 0.0).square().sum(0) * (1 + 2 * gamma(samples + 2)) + samples * SMALLEST
-    value = _value(problem, gain - gain_error, energy, scale)
-    return DualBound(value.clamp(min=0.0), correlation / scale[:, None], stretch, gain, moved)
+    norm = norm_bound(torch.where(problem.active, lam, 0.0), 0)
+    value = _value(problem, gain - gain_error, norm, scale)
+    return DualBound(value, correlation / scale[:, None], stretch, gain, moved)
 
 
 def admissible(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> Float[Tensor, "n out"]:
@@ -97,18 +99,20 @@ def admissible(problem: NetTrim, multipliers: Float[Tensor, "n out"]) -> Float[T
     return lam if bool(problem.penalised.all()) else _balanced(lam, problem.active)
 
 
-def _value(problem: NetTrim, gain: Tensor, energy: Tensor, scale: Tensor) -> Tensor:
-    """The dual objective at the scaled multipliers, rounded down; `energy` bounds their squared norms from above."""
+def _value(problem: NetTrim, gain: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
+    """The dual objective at the scaled multipliers, rounded down; `norm` bounds their norms from above."""
     neurons = gain.shape[0]
-    gain, energy = gain / scale, energy / scale.square()
+    # What underflow may take from a quotient or product is added to costs; no square is taken far from unit scale.
+    gain, norm = gain / scale, norm / scale + SMALLEST
     if problem.penalty is not None:
-        cost = problem.penalty * energy / 2
+        cost = (problem.penalty * norm + SMALLEST) * norm / 2 + SMALLEST
     else:
         assert problem.radius is not None
-        cost = problem.radius * (energy.sqrt() if problem.per_neuron else energy.sum(0, keepdim=True).sqrt())
+        cost = problem.radius * (norm if problem.per_neuron else norm_bound(norm)[None]) + SMALLEST
     # Each term carries a handful of roundings of its own and the sums one per neuron.
-    error = gamma(2 * neurons + 12) * (gain.abs().sum() + cost.sum()) * (1 + gamma(4 * neurons + 20)) + SMALLEST
-    return gain.sum() - cost.sum() - error
+    error = gamma(2 * neurons + 12) * (gain.abs().sum() + cost.sum()) * (1 + gamma(4 * neurons + 20))
+    value = gain.sum() - cost.sum() - error - 2 * neurons * SMALLEST
+    return torch.where(value > 0, value, 0.0)  # not a number where something overflowed: nothing follows then
 
 
 def _balanced(lam: Tensor, active: Tensor) -> Tensor:
@@ -164,12 +168,18 @@ class NetTrimChecker(Checker[NetTrim]):
         return {"multipliers": candidates[int(values.argmax())].clone()}
 
     def check(self, problem: NetTrim, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
-        """See `dual_bound`; the primal residual is the larger of the ball's and the signs' relative violation."""
+        """See `dual_bound`; the primal residual is the larger of the ball's and the signs' relative violation.
+
+        `violation_error` bounds the rounding error of that residual.
+        """
         bound = dual_bound(problem, _given_multipliers(problem, evidence))
         violation = {name: float(value) for name, value in problem.violation(matrix).items()}
         objective, lower = float(problem.objective(matrix)), float(bound.value)
+        objective_error, violation_error = rounding_errors(problem, matrix)
         details = {f"{name}_violation": value for name, value in violation.items()}
-        details["negligible"] = float(_negligible(problem, matrix, bound, objective - lower))
+        details["violation_error"] = violation_error
+        gap = math.nextafter(objective - lower + objective_error, math.inf)
+        details["negligible"] = float(_negligible(problem, matrix, bound, gap))
         details["penalised"] = float(problem.penalised.sum() * problem.shape[0])
         return Certificate(
             objective=objective,
@@ -179,6 +189,7 @@ class NetTrimChecker(Checker[NetTrim]):
             rigor=Rigor.ROUNDED,
             theorem=self.theorem,
             details=details,
+            objective_error=objective_error,
         )
 
     def exact(
@@ -214,7 +225,7 @@ def _require_multipliers(problem: NetTrim, multipliers: Tensor) -> Tensor:
 
 def _negligible(problem: NetTrim, matrix: Tensor, bound: DualBound, gap: float) -> Tensor:
     r"""How many weights are negligible: every optimum has $\sum (1 - |X^\top\lambda|)|u| \le J - \underline J$."""
-    slack = (1.0 - bound.correlation).clamp(min=0.0)
+    slack = (1.0 - bound.correlation).clamp(min=0.0) * (1 - gamma(4))
     return ((slack * NEGLIGIBLE * matrix.abs().max() > gap) & problem.penalised).sum()
 
 

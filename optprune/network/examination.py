@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optprune.certify import ExactCertificate
 from optprune.errors import FileFormatError, OptPruneError
 from optprune.network import files
 from optprune.network.runs import (
@@ -22,6 +23,7 @@ from optprune.network.runs import (
     read_masks,
     read_packed,
 )
+from optprune.solution import Rigor
 
 MALFORMED = (OptPruneError, KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
 """What a malformed record raises when it is used as if it were well-formed."""
@@ -51,6 +53,9 @@ class Examination:
         findings: what is not as recorded.
         notes: what cannot be recomputed.
         certificates: how many were recomputed.
+        exact: whether layers are certified in rational arithmetic too.
+        arithmetic: by layer, what its recomputed certificate stands on.
+        exactly: by layer, the certificates of its parts in rational arithmetic.
     """
 
     folder: Path
@@ -59,6 +64,9 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     certificates: int = 0
+    exact: bool = False
+    arithmetic: dict[str, Rigor] = field(default_factory=dict)
+    exactly: dict[str, list[ExactCertificate]] = field(default_factory=dict)
 
     def add(self, layer: str | None, file: str, message: str) -> None:
         """Put down a finding."""

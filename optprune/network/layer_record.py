@@ -138,4 +138,5 @@ def certificate_from(record: Mapping[str, Any]) -> Certificate:
     """A certificate from JSON, where infinities are text."""
     numbers = {name: float(record[name]) for name in ("objective", "lower_bound", "primal_residual", "dual_residual")}
     details = {name: float(value) for name, value in record["details"].items()}
-    return Certificate.from_json({**record, **numbers, "details": details})
+    error = number(record["objective_error"])
+    return Certificate.from_json({**record, **numbers, "details": details, "objective_error": error})

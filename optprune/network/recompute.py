@@ -11,8 +11,8 @@ from torch import Tensor
 
 import optprune.problems
 from optprune.bounds.net_trim import parallel_bounds
-from optprune.certify import recheck
-from optprune.errors import FileFormatError
+from optprune.certify import certify_exact, recheck
+from optprune.errors import FileFormatError, UnsupportedError
 from optprune.network import files
 from optprune.network.examination import Examination
 from optprune.network.layer_record import certificate_from
@@ -20,7 +20,7 @@ from optprune.network.report import LayerRecord, Report
 from optprune.network.runs import WEIGHTS, matrices, read_dense
 from optprune.network.total import total
 from optprune.problems import L0LeastSquares, Problem
-from optprune.solution import Certificate
+from optprune.solution import Certificate, Rigor
 
 TOLERANCE = 1e-9
 """Relative difference allowed between a recorded and a recomputed number: another machine sums in another order."""
@@ -66,7 +66,34 @@ def _check_layer(run: Examination, record: LayerRecord, state: Mapping[str, Tens
         run.certificates += 1
         problems.append(problem)
         certificates.append(certificate)
+        if run.exact:
+            _check_exactly(run, record.name, problem, shipped[index], evidence, recorded)
+    exact = len(run.exactly.get(run.place + record.name, ())) == len(problems)
+    run.arithmetic[run.place + record.name] = Rigor.EXACT if exact else total(certificates).rigor
     _check_record(run, record, problems, certificates)
+
+
+def _check_exactly(
+    run: Examination,
+    name: str,
+    problem: Problem,
+    matrix: Tensor,
+    evidence: Mapping[str, Tensor],
+    recorded: Certificate,
+) -> None:
+    """The certificate in rational arithmetic; what is recorded must be consistent with it, without any tolerance."""
+    try:
+        exact = certify_exact(problem, matrix, evidence)
+    except UnsupportedError as error:
+        run.notes.append(f"{run.place}layer '{name}': {error}")
+        return
+    run.exactly.setdefault(run.place + name, []).append(exact)
+    for text, stated, limit, wrong in (
+        ("lower_bound", recorded.lower_bound, exact.lower_bound.high, recorded.lower_bound > exact.lower_bound.high),
+        ("objective at most", recorded.upper_bound, exact.objective.low, recorded.upper_bound < exact.objective.low),
+    ):
+        if wrong:
+            run.add(name, files.REPORT, f"{text} {stated:.17g} recorded, {float(limit):.17g} in exact arithmetic")
 
 
 def _parts(run: Examination, layer: Mapping[str, Any]) -> Iterator[tuple[Problem, dict[str, Tensor]]]:
@@ -91,6 +118,8 @@ def differences(recorded: Certificate, found: Certificate) -> Iterator[str]:
         yield from _difference(name, getattr(recorded, name), getattr(found, name), TOLERANCE * scale)
     for name in ("primal_residual", "dual_residual"):
         yield from _difference(name, getattr(recorded, name), getattr(found, name), NOISE)
+    stated, bound = (math.nan if c.objective_error is None else c.objective_error for c in (recorded, found))
+    yield from _difference("objective_error", stated, bound, 0.0)
     for name in sorted(recorded.details.keys() | found.details.keys()):
         missing = math.nan
         yield from _difference(name, recorded.details.get(name, missing), found.details.get(name, missing), NOISE)

@@ -14,9 +14,12 @@ def total(certificates: Sequence[Certificate]) -> Certificate:
     """One certificate for a layer of independent groups: values add, violations are the largest."""
     if len(certificates) == 1:
         return certificates[0]
+    objective = math.fsum(c.objective for c in certificates)
+    errors = [c.objective_error for c in certificates]
+    known = [error for error in errors if error is not None]
     names = {name for certificate in certificates for name in certificate.details}
     return Certificate(
-        objective=math.fsum(c.objective for c in certificates),
+        objective=objective,
         # fsum rounds once, to nearest: one step down keeps the bound a bound.
         lower_bound=math.nextafter(math.fsum(c.lower_bound for c in certificates), -math.inf),
         primal_residual=max(c.primal_residual for c in certificates),
@@ -26,4 +29,8 @@ def total(certificates: Sequence[Certificate]) -> Certificate:
         details={
             f"largest {name}": max(c.details.get(name, -math.inf) for c in certificates) for name in sorted(names)
         },
+        # The sum of the objectives is rounded once too, by half a unit in its last place.
+        objective_error=math.nextafter(math.fsum([*known, math.ulp(objective)]), math.inf)
+        if len(known) == len(errors)
+        else None,
     )

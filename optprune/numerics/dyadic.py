@@ -100,7 +100,7 @@ class Dyadic:
         Raises:
             MissingDependencyError: python-flint is not installed.
         """
-        fmpz_mat = _flint().fmpz_mat
+        fmpz_mat = require_flint().fmpz_mat
         (m, k), (_, n) = self.shape, other.shape
         product = fmpz_mat(m, k, self.digits.ravel().tolist()) * fmpz_mat(k, n, other.digits.ravel().tolist())
         digits = np.empty(m * n, dtype=object)
@@ -233,7 +233,12 @@ def _root(value: Fraction) -> tuple[Fraction, Fraction]:
     return _fraction(low, step), _fraction(low if low * low == scaled else low + 1, step)
 
 
-def _flint() -> Any:
+def require_flint() -> Any:
+    """The module python-flint.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import flint
     except ImportError as error:

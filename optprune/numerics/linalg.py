@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optprune.errors import InvalidInputError, NotPositiveDefiniteError
 from optprune.numerics.checks import require_finite
-from optprune.numerics.rounding import UNIT, gamma
+from optprune.numerics.rounding import UNIT, gamma, power_of_two_below
 
 LADDER = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 """Dampings that `factorize` tries, in this order, on the elements that the asked damping leaves singular."""
@@ -156,7 +156,7 @@ def is_positive_semidefinite_certified(
     usable = matrix.isfinite().all(-1).all(-1) & bound.isfinite()
     exact = torch.where(usable[..., None, None], matrix.to(torch.float64), 0)
     # A power of two changes no digit and keeps squares clear of underflow; a zero matrix is left as it is.
-    scale = _power_of_two_below(exact.diagonal(dim1=-2, dim2=-1).abs().amax(-1))
+    scale = power_of_two_below(exact.diagonal(dim1=-2, dim2=-1).abs().amax(-1))
     exact = exact / scale[..., None, None]
     bound = torch.where(usable, bound, 0) / scale
     trace = exact.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
@@ -194,7 +194,7 @@ def spectral_norm(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"
     if matrix.numel() == 0:
         return torch.zeros(matrix.shape[:-2], dtype=torch.float64, device=matrix.device)
     wide = matrix.to(torch.float64)
-    scale = _power_of_two_below(wide.abs().amax((-2, -1)))
+    scale = power_of_two_below(wide.abs().amax((-2, -1)))
     wide = wide / scale[..., None, None]
     if wide.shape[-2] < wide.shape[-1]:
         wide = wide.mT
@@ -230,12 +230,6 @@ def try_cholesky(matrix: Float[Tensor, "*batch d d"]) -> tuple[Float[Tensor, "*b
     weak = ~(factor.diagonal(dim1=-2, dim2=-1).square() > floor)
     first = weak.int().argmax(-1) + 1 if size else torch.zeros_like(info)
     return factor, torch.where(info > 0, info, torch.where(weak.any(-1), first, 0)).to(info.dtype)
-
-
-def _power_of_two_below(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """The power of two in (x / 2, x], from the bits (`torch.ldexp` goes through float32); 1 for zero."""
-    exponent = torch.frexp(x).exponent.to(torch.int64).sub(1).clamp(-1022, 1023)
-    return ((torch.where(x > 0, exponent, 0) + 1023) << 52).view(torch.float64)
 
 
 def _singular_message(matrix: Tensor, minor: Tensor, what: str, damping: float = 0.0) -> str:

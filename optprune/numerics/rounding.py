@@ -82,6 +82,22 @@ def quadratic_error(d: Float[Tensor, "*batch m k"], gram: Float[Tensor, "*batch 
     return bound + 4 * (k + 1) * SMALLEST * (_up(size.sum(-1), k) + k)
 
 
+def norm_bound(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
+    r"""An upper bound of $\lVert x \rVert_2$ along a dimension, at any scale: the squares are taken at unit scale.
+
+    Entries so small that they vanish there, or whose squares do, weigh less than one rounding of the largest.
+    """
+    size = power_of_two_below(_wide(x).abs().amax(dim, keepdim=True))
+    norm = _up((_wide(x) / size).square().sum(dim).sqrt(), x.shape[dim] + 2)
+    return norm * size.squeeze(dim) + SMALLEST
+
+
+def power_of_two_below(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """The power of two in (x / 2, x], from the bits (`torch.ldexp` goes through float32); 1 for zero."""
+    exponent = torch.frexp(x).exponent.to(torch.int64).sub(1).clamp(-1022, 1023)
+    return ((torch.where(x > 0, exponent, 0) + 1023) << 52).view(torch.float64)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.float64)
 

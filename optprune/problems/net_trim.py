@@ -14,6 +14,7 @@ from torch import Tensor
 from optprune.errors import InvalidInputError
 from optprune.numerics.checks import as_rows, require_columns, require_finite
 from optprune.numerics.linear import LinearMap, PatchMap, as_map
+from optprune.numerics.rounding import power_of_two_below
 from optprune.patterns import Shape
 from optprune.problems._base import Problem
 from optprune.problems._net_trim_checks import validate
@@ -252,7 +253,7 @@ class NetTrim(Problem):
     @cached_property
     def size(self) -> Float[Tensor, "*batch"]:
         r"""$\lVert Y_\Omega \rVert_F$, the scale of the joint ball; $\sqrt{\text{out}}$ times that of a neuron's."""
-        return self.targets.square().sum((-2, -1)).sqrt()
+        return _norm(self.targets, (-2, -1))
 
     @cached_property
     def scale(self) -> Float[Tensor, "*batch"]:
@@ -281,7 +282,7 @@ class NetTrim(Problem):
         excess = torch.where(self.active, 0.0, residual).clamp(min=0).amax((-2, -1))
         found = {"sign": _relative(excess, self.scale)}
         if self.radius is not None:
-            norm = torch.where(self.active, residual, 0.0).square().sum((-2,) if self.per_neuron else (-2, -1)).sqrt()
+            norm = _norm(torch.where(self.active, residual, 0.0), (-2,) if self.per_neuron else (-2, -1))
             size = self.size[..., None] / self.shape[0] ** 0.5 if self.per_neuron else self.size
             ball = _relative((norm - self.radius).clamp(min=0), torch.maximum(self.radius, size))
             found["ball"] = ball.amax(-1) if self.per_neuron else ball
@@ -350,6 +351,12 @@ def _penalised(dense: Tensor, bias: Tensor | None) -> Tensor:
 
 def _number(value: float | Tensor | None, like: Tensor) -> Tensor | None:
     return None if value is None else torch.as_tensor(value, dtype=torch.float64, device=like.device)
+
+
+def _norm(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Euclidean norms, squared at unit scale: none is lost to underflow."""
+    size = power_of_two_below(x.abs().amax(dims, keepdim=True))
+    return (x / size).square().sum(dims).sqrt() * size.squeeze(dims)
 
 
 def _relative(excess: Tensor, scale: Tensor) -> Tensor:

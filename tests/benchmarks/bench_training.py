@@ -312,7 +312,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"{part} {density:5} {method:20} {'  '.join(cells)}  ({len(own)} seeds)")
         kept = statistics.mean(row["kept"] / row["total"] for row in own)
         best = sparsest.setdefault((part, method), 1.0)
-        if means["retrained"] >= means["dense"]:
+        if max(means["hard"], means["retrained"]) >= means["dense"]:
             sparsest[part, method] = min(best, kept)
     lines += [
         f"{part} {method:20} without loss on average: {1 / kept:.1f}x" for (part, method), kept in sparsest.items()

@@ -122,6 +122,14 @@ class LinearMap(ABC):
         r"""$X U^\top$ by direct summation."""
         return torch.cat([block @ u.mT for _, block in self.rows()], -2)
 
+    def bounded_outputs(self, u: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "n out"], Float[Tensor, "n out"]]:
+        r"""$X U^\top$ by direct summation in float64, and an entrywise bound $\gamma_d |X| |U|^\top + d \eta$ of its
+        rounding error.
+        """
+        pairs = [(block @ u.mT, block.abs() @ u.mT.abs()) for _, block in self.to(torch.float64).rows()]
+        size = torch.cat([size for _, size in pairs], -2)
+        return torch.cat([product for product, _ in pairs], -2), product_bound(size, self.shape[-1])
+
     def gram(self) -> Float[Tensor, "d d"]:
         r"""$X^\top X$ in float64."""
         total = torch.zeros((self.shape[-1],) * 2, dtype=torch.float64, device=self.device)
