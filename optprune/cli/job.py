@@ -16,16 +16,21 @@ from optprune.cli.inputs import Data, read_data, read_model
 from optprune.cli.progress import Bars
 from optprune.cli.rules import Sharing, make_plan, rule
 from optprune.cli.solvers import chosen
+from optprune.errors import InvalidInputError
 from optprune.network.calibration import device_of
 from optprune.network.damping import HeldOut
 from optprune.network.export import export, export_index, state_bytes
 from optprune.network.files import new_folder
+from optprune.network.held_out import Claims, held_out
+from optprune.network.layer_record import encode
 from optprune.network.plan import Radius
 from optprune.network.prune import prune
 from optprune.network.report import Report
 from optprune.solvers import Solver
 
 CALIBRATION_BATCH = 256
+DELTA = 0.05
+"""Probability that a claim about new rows is wrong, for all methods and claims of a job together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Job:
     device: str
     samples: int
     damping: float | Literal["held-out"]
+    held_out: bool
     seed: int
     output: Path
     overwrite: bool
@@ -60,6 +66,7 @@ class MethodOutcome:
     method: str
     report: Report
     accuracy: float | None
+    claims: Claims | None
     sizes: dict[str, int]
     seconds: float
 
@@ -76,6 +83,7 @@ class MethodOutcome:
             "kept": self.report.kept,
             "weights": self.report.total,
             "accuracy": self.accuracy,
+            "held_out": None if self.claims is None else encode(self.claims.to_json()),
             "bytes": self.sizes,
             "seconds": self.seconds,
         }
@@ -141,6 +149,11 @@ def _default_methods(target: str) -> tuple[str, ...]:
 def _prepared(job: Job, bars: Bars) -> tuple[nn.Module, Data]:
     """The model, trained if it is the built-in one, and the data, where and as they are wanted."""
     data = read_data(job.data, job.seed)
+    if job.held_out and data.test_inputs is data.inputs:
+        raise InvalidInputError(
+            f"--held-out given with data '{job.data}', which has no rows of its own for it; give `test_inputs` that "
+            "nothing was pruned on or chosen by"
+        )
     model, untrained = read_model(job.model, job.weights, data, job.seed)
     if untrained and data.targets is not None:
         with bars.steps("training") as advance:
@@ -186,5 +199,13 @@ def _prune(
             progress=progress,
         )
     seconds = time.perf_counter() - start
+    claims = _claims(job, model, pruned, data) if job.held_out else None
     sizes = state_bytes(export(pruned, report, folder))
-    return MethodOutcome(name, report, measure(pruned), sizes, seconds)
+    return MethodOutcome(name, report, measure(pruned), claims, sizes, seconds)
+
+
+def _claims(job: Job, model: nn.Module, pruned: nn.Module, data: Data) -> Claims:
+    """What holds for the pruned network on new rows; delta is divided among the methods, one of which may be chosen."""
+    delta = DELTA / len(job.methods or _default_methods(job.target))
+    labels = None if data.test_targets is None else data.test_targets.split(CALIBRATION_BATCH)
+    return held_out(model, pruned, data.test_inputs.split(CALIBRATION_BATCH), delta=delta, labels=labels)

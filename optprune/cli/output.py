@@ -39,6 +39,8 @@ def print_outcome(outcome: Outcome) -> None:
     for method in outcome.methods:
         print(f"{method.method}: {method.report.provenance.get('solver', '')}")
         print(method.report)
+        if method.claims is not None:
+            print(method.claims)
         print()
     before = percent(outcome.dense_accuracy)
     rows = [

@@ -118,6 +118,14 @@ def prune(
             "each layer by the error on samples held out."
         ),
     ] = "0",
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="Certify what the pruned network does on new rows by the data's test rows, which must have been used "
+            "neither for pruning nor for choosing.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the split, the training and the subsampling.")] = 0,
     output: Annotated[
         Path, typer.Option("--output", "--out", help="Folder to write; one folder per method in it.")
@@ -152,6 +160,7 @@ def prune(
             device=device,
             samples=samples,
             damping=_damping(damping),
+            held_out=held_out,
             seed=seed,
             output=output,
             overwrite=overwrite,

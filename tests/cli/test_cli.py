@@ -108,6 +108,24 @@ def test_one_density_is_shared_among_the_layers(folder, allocation):
     assert "what is shared among layers is a density" in done.stderr
 
 
+def test_new_rows_are_spoken_of_by_held_out_ones(folder):
+    chance = np.random.default_rng(1)
+    inputs, labels = chance.standard_normal((400, 8)).astype(np.float32), chance.integers(0, 3, 400)
+    np.savez("more.npz", inputs=inputs[:96], test_inputs=inputs[96:], test_targets=labels[96:])
+    arguments = ("--data", "more.npz", *SMALL[2:], "--density", "0.8", "--held-out", "--out", "run")
+    done = run("prune", *arguments, "--method", "sipp-det", "--method", "magnitude")
+    assert done.exit_code == Code.OK, done.output
+    assert done.stdout.count("304 held-out points · alpha 0.1 · delta 0.025 · theorem T15") == 2
+    methods = json.loads((folder / "run/report.json").read_text())["summary"]["methods"]
+    about = [claim["about"] for claim in methods[0]["held_out"]["claims"]]
+    assert about == ["output", "output", "disagreement", "accuracy loss"]
+    assert run("verify", "run").exit_code == Code.OK
+    np.savez("bare.npz", inputs=inputs)
+    done = run("prune", "--data", "bare.npz", *SMALL[2:], "--held-out")
+    assert done.exit_code == Code.BAD_INPUT
+    assert "has no rows of its own for it" in done.stderr
+
+
 def test_damping_is_chosen_on_held_out_samples(folder):
     done = run("prune", *SMALL, "--method", "magnitude", "--damping", "held-out", "--out", "run")
     assert done.exit_code == Code.OK, done.output
