@@ -9,9 +9,9 @@ optimum over all supports, 20 seeds, 100 iterations with exact steps in W (IHT: 
 lenet300, lenet5: a dense network per seed, trained on the first images of MNIST; then every method from the same dense
 network with the same epochs, optimizer (Adam, 1e-3) and order of batches: accuracy on all test images at hard pruning
 without retraining, and after the same epochs of masked retraining. A layer-wise `prune` by ADMM in cascade mode on
-2,000 images stands beside them; it trains only in the retraining. Every layer is pruned to the same density. A period is 16
-steps. rho, growth, the step size of SLR and the probabilities were chosen on another seed of LeNet-300-100 by the mean
-accuracy at hard pruning at densities 0.1 and 0.03, SLR and either ADMM among two to four settings each.
+2,000 images stands beside them; it trains only in the retraining. Every layer is pruned to the same density. A period
+is 16 steps. rho, growth, the step size of SLR and the probabilities were chosen on another seed of LeNet-300-100 by the
+mean accuracy at hard pruning at densities 0.1 and 0.03, SLR and either ADMM among two to four settings each.
 
 lossless: LeNet-5 again, densities by the shapes of the layers (`plan.erk`), the dense network trained for as many
 epochs as the pruned ones have had in all: how far each method goes without loss of accuracy.
