@@ -135,14 +135,21 @@ def proves_minorant_exactly(gram: Float[Tensor, "in in"], minorant: Float[Tensor
 
 
 def _witnesses(h: Float[Tensor, "in in"], delta: Float[Tensor, "rows in"]) -> Iterator[tuple[Tensor, Tensor]]:
-    r"""$\sigma$ and $L$ for each row; a few units in the last place of the trace are above what a factor is off by."""
+    r"""$\sigma$ and $L$ for each row, a chunk of rows at a time."""
     size = len(h)
     for part in delta.split(max(1, MEMORY // (16 * size**2))):
         rest = h.expand(len(part), size, size).clone()
         rest.diagonal(dim1=-2, dim2=-1).sub_(part)
-        shift = 2 * (size + 3) * UNIT * rest.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
-        rest.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
-        factor, _ = torch.linalg.cholesky_ex(rest)
-        # On a coarse grid, still far below the shift, the integers are short and the product is fast.
-        short = (factor.tril().nan_to_num(0.0, 0.0, 0.0) * GRID).round() / GRID
-        yield from zip(shift.nan_to_num(0.0, 0.0), short, strict=True)
+        yield from zip(*witness(rest), strict=True)
+
+
+def witness(rest: Float[Tensor, "rows in in"]) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows in in"]]:
+    r"""$\sigma$ and $L$ for each matrix, overwritten; a few units in the last place of the trace are above what a
+    factor is off by.
+    """
+    shift = 2 * (rest.shape[-1] + 3) * UNIT * rest.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
+    rest.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
+    factor, _ = torch.linalg.cholesky_ex(rest)
+    # On a coarse grid, still far below the shift, the integers are short and the product is fast.
+    short = (factor.tril().nan_to_num(0.0, 0.0, 0.0) * GRID).round() / GRID
+    return shift.nan_to_num(0.0, 0.0), short

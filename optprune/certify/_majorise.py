@@ -29,11 +29,24 @@ def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int 
     return torch.cat(parts)
 
 
-def fill(relaxation: Perspective, x: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
+def fill(
+    relaxation: Perspective,
+    x: Float[Tensor, "out live"],
+    shares: Float[Tensor, "out live"] | None = None,
+    relaxed: float = 1.8,
+) -> Float[Tensor, "out live"]:
     r"""The minimiser over the shares for a given x: $z = \min(1, \lVert x_{unit}\rVert / \tau)$ with the $\tau$ that
     spends the budget.
+
+    With the shares that x was fitted to, a longer step in the same direction: with $\eta$ = `relaxed`,
+    $\lVert x_{unit}\rVert^\eta z^{1 - \eta}$ takes the place of the norm, and alternating converges about $\eta$
+    times as fast (counted on real layers; above 2 it need not converge).
     """
-    return relaxation.spread(_fill(relaxation.norms(x), relaxation.kept()))
+    norms = relaxation.norms(x)
+    if shares is not None:
+        before = relaxation.pattern.units(relaxation.widen(shares)).amax(-1)
+        norms = norms * torch.where(before > 0, norms / before.clamp_min(1e-300), 0.0) ** (relaxed - 1)
+    return relaxation.spread(_fill(norms, relaxation.kept()))
 
 
 def _fill(

@@ -19,6 +19,9 @@ COOLING = 0.7
 SHRINK = 0.4
 """Factor of the barrier's weight once a row is near its central path."""
 
+FITS = 3
+"""Majorisation steps per round."""
+
 POLISH = 8
 """Most majorisation steps at the end, when the minorants no longer move."""
 
@@ -64,20 +67,21 @@ def tighten(
     groups = len(start) if own else 1
     delta = (0.6 * relaxation.root.square()).expand(groups, size)
     weight = torch.ones(groups, dtype=start.dtype, device=start.device)
+    length = torch.ones_like(weight)
     record = _Record(relaxation, start)
     floor = FLOORS[0]
     shares = torch.where(start != 0, 1.0, floor).to(start.dtype)
     history: list[float] = []
     for _ in range(rounds):
         current = relaxation.moved(delta)
-        shares = fill(current, fit(current, shares, memory)).clamp_min(floor)
-        x = fit(current, shares, memory)
-        shares = fill(current, x).clamp_min(floor)
+        for _ in range(FITS):
+            x = fit(current, shares, memory)
+            shares = fill(current, x, shares).clamp_min(floor)
         history.append(max([record.offer(current, x), *history[-1:]]))
         if len(history) > 4 and history[-1] - history[-4] < growth:
             break
-        gain = x.square() * (1 / shares - 1)
-        delta, close = _ascend(safe, delta, gain if own else gain.sum(0, keepdim=True), weight, memory)
+        gain = x.square() * (1 / fill(current, x).clamp_min(floor) - 1)
+        delta, length, close = _ascend(safe, delta, gain if own else gain.sum(0, keepdim=True), weight, length, memory)
         weight = torch.where(close, weight * SHRINK, weight)
         floor = max(COOLING * floor, FLOORS[1])
     return _polish(relaxation.moved(record.delta), record, growth, memory)
@@ -88,9 +92,11 @@ def _polish(
 ) -> tuple[Perspective, Float[Tensor, "out live"]]:
     """Majorisation steps for minorants that stay."""
     x = record.x
+    shares = fill(relaxation, x)
     for _ in range(POLISH):
         before = float(record.value.sum())
-        x = fit(relaxation, fill(relaxation, x).clamp_min(0.1 * FLOORS[1]), memory)
+        x = fit(relaxation, shares.clamp_min(0.1 * FLOORS[1]), memory)
+        shares = fill(relaxation, x, shares.clamp_min(0.1 * FLOORS[1]))
         record.offer(relaxation, x)
         if float(record.value.sum()) - before < growth:
             break
@@ -120,18 +126,19 @@ def _ascend(
     delta: Float[Tensor, "out live"],
     gain: Float[Tensor, "out live"],
     weight: Float[Tensor, " out"],
+    length: Float[Tensor, " out"],
     memory: int,
-) -> tuple[Float[Tensor, "out live"], Bool[Tensor, " out"]]:
-    """One Newton step for each minorant, a chunk at a time; and whether it may lower its barrier."""
+) -> tuple[Float[Tensor, "out live"], Float[Tensor, " out"], Bool[Tensor, " out"]]:
+    """One Newton step for each minorant, a chunk at a time; its length, and whether it may lower its barrier."""
     mean = gain.mean(-1, keepdim=True)
     # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
     gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
     rows = max(1, memory // (40 * gram.shape[0] ** 2))
     parts = [
-        _newton(gram, *chunk) for chunk in zip(delta.split(rows), gain.split(rows), weight.split(rows), strict=True)
+        _newton(gram, *chunk) for chunk in zip(*(x.split(rows) for x in (delta, gain, weight, length)), strict=True)
     ]
-    deltas, close = zip(*parts, strict=True)
-    return torch.cat(deltas), torch.cat(close)
+    deltas, lengths, close = zip(*parts, strict=True)
+    return torch.cat(deltas), torch.cat(lengths), torch.cat(close)
 
 
 def _newton(
@@ -139,8 +146,12 @@ def _newton(
     delta: Float[Tensor, "rows live"],
     gain: Float[Tensor, "rows live"],
     weight: Float[Tensor, " rows"],
-) -> tuple[Float[Tensor, "rows live"], Bool[Tensor, " rows"]]:
-    """The step in relative changes of delta, with a line search that keeps `gram - diag(delta)` positive definite."""
+    last: Float[Tensor, " rows"],
+) -> tuple[Float[Tensor, "rows live"], Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """The step in relative changes of delta, with a line search that keeps `gram - diag(delta)` positive definite.
+
+    The search begins a little above the `last` length: a trial costs a factorisation.
+    """
     factor = torch.linalg.cholesky(_without(gram, delta))
     inverse = torch.cholesky_inverse(factor)
     mu = weight[:, None]
@@ -150,7 +161,7 @@ def _newton(
     step = torch.cholesky_solve(slope.unsqueeze(-1), torch.linalg.cholesky(hessian)).squeeze(-1)
     promise = (step * slope).sum(-1)
     before = _log_det(factor)
-    length = (0.95 / (-step).amax(-1).clamp_min(1e-9)).clamp_max(1.0)
+    length = torch.minimum(0.95 / (-step).amax(-1).clamp_min(1e-9), 1.7 * last).clamp_max(1.0)
     accepted = torch.zeros_like(length, dtype=torch.bool)
     for _ in range(12):
         change = length[:, None] * step
@@ -163,7 +174,7 @@ def _newton(
         length = torch.where(accepted, length, 0.6 * length)
     length = torch.where(accepted, length, 0.0)
     close = (length > 0.5) | (promise < 4 * weight)
-    return delta * (1 + length[:, None] * step), close
+    return delta * (1 + length[:, None] * step), length.clamp_min(0.1), close
 
 
 def _without(gram: Float[Tensor, "live live"], delta: Float[Tensor, "rows live"]) -> Float[Tensor, "rows live live"]:

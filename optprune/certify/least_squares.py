@@ -11,15 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.bounds._theorem import theorem
+from optprune.bounds.block_minorant import block_minorant_bound
 from optprune.bounds.minorant import minorant_bound
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
+from optprune.certify._blocks import choices_of, enumerable, strengthen_groups
+from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import tighten
 from optprune.numerics.dyadic import Enclosure
-from optprune.numerics.linalg import is_positive_semidefinite_certified
+from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
 from optprune.numerics.rounding import SMALLEST, UNIT, gamma
+from optprune.patterns import NOfM
 from optprune.problems._base import Problem
 from optprune.problems.least_squares import L0LeastSquares
 from optprune.solution import Certificate, Rigor
@@ -31,8 +35,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     The evidence is a `minorant` $\delta$, `(in,)` for all rows or `(out, in)` with one for each, such that $H -
     \operatorname{diag}\delta_r \succeq 0$, and a `point` $V$ `(out, in)`, where the convex part of the objective is
-    linearised. Every such pair gives a valid bound; `check` proves $H - \operatorname{diag}\delta_r \succeq 0$ in
-    floating point itself and subtracts the rounding error of the evaluation.
+    linearised. Where the pattern is n of m and a group has few supports, `blocks` take the place of the minorant:
+    the diagonal blocks `(out, groups, m, m)` of a block-diagonal $D_r$. Every such pair gives a valid bound; `check`
+    proves $H - D_r \succeq 0$ in floating point itself and subtracts the rounding error of the evaluation.
 
     Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
@@ -43,7 +48,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             A bound of less effort is as valid, and weaker.
 
     Guarantees:
-        T03: `lower_bound` is at most the objective of every weight with an admissible support.
+        T03, T10: `lower_bound` is at most the objective of every weight with an admissible support.
 
     References:
         Derived here; for a scalar minorant it is the perspective (Boolean) relaxation of Pilanci, Wainwright & El
@@ -56,26 +61,37 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     theorem: ClassVar[str] = "T03"
 
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        minorant, point = strengthen(problem, scaled_minorant(problem.gram), matrix, self.effort)
+        minorant = scaled_minorant(problem.gram)
+        if bool((minorant > 0).any()) and enumerable(problem.pattern):
+            rows, columns = problem.shape
+            rounds = int(min(BLOCK_ROUNDS[1], self.effort / (6.0 * rows * columns**3)))
+            if rounds >= BLOCK_ROUNDS[0]:
+                blocks, point = strengthen_groups(problem, minorant, matrix, rounds)
+                return {"blocks": blocks, "point": point}
+        minorant, point = strengthen(problem, minorant, matrix, self.effort)
         return {"minorant": minorant, "point": point}
 
     def check(self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
-        minorant, point = evidence["minorant"].double(), evidence["point"].double()
-        bound = 0.0
-        if bool((minorant > 0).any()) and proves_minorant(problem.gram, minorant):
-            s = problem.statistics
-            bound = max(
-                0.0,
-                minorant_bound(problem.gram, s.cross, s.energy, s.reference, minorant, point, problem.pattern.support),
-            )
+        point = evidence["point"].double()
+        s = problem.statistics
+        data = (problem.gram, s.cross, s.energy, s.reference)
+        bound, theorem = 0.0, self.theorem
+        if "blocks" in evidence:
+            theorem, blocks = "T10", evidence["blocks"].double()
+            if isinstance(problem.pattern, NOfM) and proves_blocks(problem.gram, blocks, problem.pattern.m):
+                bound = block_minorant_bound(*data, blocks, point, choices_of(problem.pattern, point.device))
+        else:
+            minorant = evidence["minorant"].double()
+            if bool((minorant > 0).any()) and proves_minorant(problem.gram, minorant):
+                bound = minorant_bound(*data, minorant, point, problem.pattern.support)
         objective = float(problem.objective(matrix))
         return Certificate(
             objective=objective,
-            lower_bound=bound,
+            lower_bound=max(0.0, bound),
             primal_residual=float(problem.violation(matrix)["support"]),
             dual_residual=0.0,
             rigor=Rigor.ROUNDED,
-            theorem=self.theorem,
+            theorem=theorem,
             details=_errors(problem, matrix),
             objective_error=objective_error(problem, matrix),
         )
@@ -83,16 +99,17 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     def exact(
         self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]
     ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
-        minorant, point = evidence["minorant"].double(), evidence["point"].double()
+        point = evidence["point"].double()
+        if "blocks" in evidence:
+            bound = exact_block_bound(problem, evidence["blocks"].double(), point)
+        else:
+            bound = exact_minorant_bound(problem, evidence["minorant"].double(), point)
         outside = int((matrix != problem.pattern.project(matrix)).sum())
-        return (
-            exact_objective(problem, matrix),
-            exact_minorant_bound(problem, minorant, point),
-            {"support": Enclosure.point(outside)},
-        )
+        return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}
 
 
-OWN_ROUNDS = (6, 10)
+BLOCK_ROUNDS = (5, 8)
+OWN_ROUNDS = (5, 7)
 SHARED_ROUNDS = (8, 20)
 """Fewer rounds than the first are not worth while, more than the second gain little."""
 
@@ -192,9 +209,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
     ):
         return False
     h, delta = gram[live][:, live], several[:, live]
-    scale = torch.exp2(-torch.log2(h.diagonal()).div(2).round())
-    if bool((torch.frexp(scale).mantissa != 0.5).any()):  # exp2 of an integer that is not a power of two proves nothing
-        return False
+    scale = binary_scale(h.diagonal())
     scaled = h * scale[:, None] * scale[None, :]
     # Adding up the shift and subtracting it round once each, together by less than 2 UNIT * diagonal.
     shift = delta * scale.square() + 2 * UNIT * scaled.diagonal()
@@ -203,5 +218,42 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
         rest = scaled.expand(len(part), *scaled.shape).clone()
         rest.diagonal(dim1=-2, dim2=-1).sub_(part)
         if not bool(is_positive_semidefinite_certified(rest).all()):
+            return False
+    return True
+
+
+@theorem("T10")
+def proves_blocks(
+    gram: Float[Tensor, "in in"], blocks: Float[Tensor, "*out groups size size"], size: int, memory: int = 2**24
+) -> bool:
+    r"""Whether $H - D_r \succeq 0$ is proved in floating point for every row, $D_r$ with these diagonal blocks.
+
+    Blocks must be symmetric to the last bit, and 0 exactly in the rows and columns of dead inputs; whether they are
+    positive definite, `block_minorant_bound` looks itself.
+
+    Args:
+        gram: $H$.
+        blocks: one set for all rows or one per row.
+        size: inputs in a block.
+        memory: bytes for the matrices of a chunk of rows.
+    """
+    groups = gram.shape[0] // size
+    if blocks.shape[-3:] != (groups, size, size) or not bool(blocks.isfinite().all() & (blocks == blocks.mT).all()):
+        return False
+    live = gram.diagonal() > 0
+    several = blocks.reshape(-1, groups, size, size)
+    dead = ~live.view(groups, size)
+    if bool((gram[~live] != 0).any() | (gram != gram.mT).any() | (several[:, dead] != 0).any()):
+        return False
+    scale = binary_scale(gram.diagonal())
+    scaled, cut = gram * scale[:, None] * scale[None, :], scale.view(groups, size)
+    for part in (several * cut[:, :, None] * cut[:, None, :]).split(max(1, memory // (40 * len(gram) ** 2))):
+        rest = scaled.expand(len(part), *scaled.shape).clone()
+        inner = diagonal_blocks(rest, size)
+        # Every entry rounds once and those on the diagonal twice: less than 4 UNIT of their sizes, summed over a row.
+        shift = 4 * UNIT * (inner.abs() + part.abs()).sum(-1)
+        inner.sub_(part)
+        rest.diagonal(dim1=-2, dim2=-1).sub_(shift.view(len(part), -1))
+        if not bool(is_positive_semidefinite_certified(rest[:, live][:, :, live]).all()):
             return False
     return True

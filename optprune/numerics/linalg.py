@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NotPositiveDefiniteError
@@ -174,6 +174,22 @@ def is_positive_semidefinite_certified(
     definite = usable & (info == 0) & (shift - bound >= lost)
     # The zero matrix is positive semidefinite and has no positive pivot.
     return definite | (usable & (bound <= 0) & (exact == 0).all(-1).all(-1))
+
+
+def binary_scale(diagonal: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    r"""Powers of two $s$ with $s^2 h$ in $[1/2, 2]$ for each $h > 0$, and 1 elsewhere: scaling by them is exact."""
+    positive = diagonal > 0
+    exponent = -torch.where(positive, diagonal, 1.0).to(torch.float64).log2().div(2).round().long()
+    return (exponent + 1023).bitwise_left_shift(52).view(torch.float64)
+
+
+def diagonal_blocks(matrix: Shaped[Tensor, "*rows in in"], size: int) -> Shaped[Tensor, "*rows groups size size"]:
+    """The diagonal blocks of matrices, as a view."""
+    *lead, a, b = matrix.stride()
+    groups = matrix.shape[-1] // size
+    return matrix.as_strided(
+        (*matrix.shape[:-2], groups, size, size), (*lead, (a + b) * size, a, b), matrix.storage_offset()
+    )
 
 
 def spectral_norm(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:

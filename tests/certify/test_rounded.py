@@ -13,7 +13,8 @@ from optprune.certify import LeastSquaresChecker, certify, recheck
 from optprune.certify._exact_least_squares import exact_minorant_bound
 from optprune.certify._exact_least_squares import exact_objective as exact_l0_objective
 from optprune.certify._exact_net_trim import exact_dual_bound, exact_objective, exact_residual, exact_violation
-from optprune.certify.least_squares import objective_error
+from optprune.certify._perspective import scaled_minorant
+from optprune.certify.least_squares import objective_error, strengthen
 from optprune.certify.net_trim import admissible, dual_bound
 from optprune.solvers.net_trim_admm import NetTrimADMM
 from tests.certify.test_least_squares import PATTERNS, layer
@@ -89,7 +90,7 @@ def l0(pattern, seed, gram, weight, damping=0.01):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_the_minorant_bound_is_below_the_exact_one_at_every_scale(pattern, rng):
     base = l0(pattern, 1, 1.0, 1.0)
-    evidence = LeastSquaresChecker(effort=1e7).evidence(base, pattern.project(base.dense), {})
+    shared, good = strengthen(base, scaled_minorant(base.gram), pattern.project(base.dense), 1e7)
     told = 0
     for gram in (2.0**k for k in (-1040, -1000, -600, 0, 600, 1000)):
         for weight in (2.0**k for k in (-500, -60, 0, 300, 500)):
@@ -97,7 +98,7 @@ def test_the_minorant_bound_is_below_the_exact_one_at_every_scale(pattern, rng):
                 continue
             problem = l0(pattern, 1, gram, weight)
             noise = 1e-3 * torch.randn(2, 8, generator=rng, dtype=torch.float64)
-            minorant, point = evidence["minorant"] * gram * (1 - 1e-9), (evidence["point"] + noise) * weight
+            minorant, point = shared * gram * (1 - 1e-9), (good + noise) * weight
             s = problem.statistics
             value = minorant_bound(problem.gram, s.cross, s.energy, s.reference, minorant, point, pattern.support)
             exact = exact_minorant_bound(problem, minorant, point)
