@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script: str, *arguments: object, code: int = 0, **environment: str) -> str:
+def run(script: str, *arguments: object, code: int = 0, timeout: float = 280, **environment: str) -> str:
     command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
     path = {"PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | path | environment, timeout=280
+        command, capture_output=True, text=True, check=False, env=os.environ | path | environment, timeout=timeout
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -115,3 +116,52 @@ def test_net_trim_mnist(tmp_path, data_dir, network):
     assert row["after"] > row["before"] - 0.02
     assert row["error"] <= row["spectral"] <= row["printed"]
     assert (tmp_path / network / "curve.png").stat().st_size > 0
+
+
+NOTEBOOKS = ("verify_net_trim", "verify_l0_gap", "verify_sipp", "verify_network_bound")
+REFUTED = {
+    "verify_net_trim": "no ball: a 'bound'",
+    "verify_l0_gap": "a larger minorant: refused",
+    "verify_sipp": "half the radius: refuted at [10, 100] draws",
+    "verify_network_bound": "gains 0.1 % smaller: refuted by",
+}
+
+
+def test_every_notebook_is_run_here():
+    assert {path.stem for path in (EXAMPLES / "notebooks").glob("*.py")} == set(NOTEBOOKS)
+
+
+def notebook(name: str, folder: Path, *arguments: str) -> None:
+    """A notebook as a script: its assertions hold, it says what it refuted, and its picture is there."""
+    printed = run(f"notebooks/{name}.py", *arguments, "--output", folder, timeout=850, MPLBACKEND="Agg")
+    assert REFUTED[name] in printed.replace("[10, 30, 100, 300, 1000]", "[10, 100]")
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook(tmp_path, name):
+    notebook(name, tmp_path, "--small")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_made_of_cells(name):
+    """Percent format, as jupytext reads it: a header, cells, text first; links lead to pages that exist."""
+    path = EXAMPLES / "notebooks" / f"{name}.py"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ---\n# jupyter:\n#   jupytext:\n")
+    cells = re.split(r"^# %%", text, flags=re.MULTILINE)[1:]
+    assert cells[0].startswith(" [markdown]\n# # ")
+    assert sum(cell.startswith(" [markdown]") for cell in cells) >= 5
+    linked = re.findall(r"\]\((\.\./[^)]+)\)", text)
+    assert linked
+    assert all((path.parent / link).is_file() for link in linked)
+    for cell in cells:
+        if cell.startswith(" [markdown]"):
+            assert all(line.startswith("#") or not line for line in cell.split("\n")[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_in_full(tmp_path, name):
+    notebook(name, tmp_path)
