@@ -47,6 +47,11 @@ def sensitivity(
     A sensitivity is a share of what flows through its own neuron: wide neurons have small ones, so that a threshold
     takes most from the layers with many inputs.
 
+    How far pruning and retraining in rounds goes with LeNet-300-100 within half a point of accuracy, in per cent of the
+    weights, means of three seeds: `SiPPDet` 90 by threshold, 92 by `global_magnitude`, 78 `uniform`; `SiPPRand` 70 by
+    bounds, 0 `uniform` (less than 60); beside them `Magnitude` 92 and `Portfolio("fast")` 95, both by
+    `global_magnitude` (`tests/benchmarks/bench_sipp_retrain.py`).
+
     Args:
         model: its `Linear`, `Conv1d` and `Conv2d` layers are planned.
         batches: calibration data, as in `prune`.
