@@ -14,7 +14,9 @@ from proofs.index import FOLDER, Proof
 
 SOURCES = FOLDER / "coq"
 RECORD = SOURCES / "assumptions.txt"
-MISSING = "coqc is not on the PATH: nothing was machine-checked (Debian: apt install coq libcoq-coquelicot)"
+MISSING = (
+    "coqc is not on the PATH: nothing was machine-checked (Debian: apt install coq libcoq-coquelicot libcoq-flocq)"
+)
 
 # Coq's real numbers are built from these; a theorem about them cannot rest on less.
 REALS = frozenset(
