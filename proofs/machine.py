@@ -14,9 +14,8 @@ from proofs.index import FOLDER, Proof
 
 SOURCES = FOLDER / "coq"
 RECORD = SOURCES / "assumptions.txt"
-MISSING = (
-    "coqc is not on the PATH: nothing was machine-checked (Debian: apt install coq libcoq-coquelicot libcoq-flocq)"
-)
+PACKAGES = "coq libcoq-coquelicot libcoq-flocq"
+MISSING = f"coqc is not on the PATH: nothing was machine-checked (Debian 12: apt install {PACKAGES})"
 
 # Coq's real numbers are built from these; a theorem about them cannot rest on less.
 REALS = frozenset(

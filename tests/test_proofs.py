@@ -12,7 +12,7 @@ import pytest
 import optprune.bounds
 import optprune.bounds._theorem
 from proofs import machine
-from proofs.__main__ import stale
+from proofs.__main__ import check_in_coq, stale
 from proofs.index import FOLDER, proofs
 
 needs_coq = pytest.mark.skipif(not machine.available(), reason=machine.MISSING)
@@ -57,6 +57,12 @@ def test_false_proofs_in_coq_are_refused(text, complaint, tmp_path, monkeypatch)
     else:
         with pytest.raises(machine.MachineCheckError, match=complaint):
             examine()
+
+
+def test_missing_coq_is_said_aloud(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "available", lambda: False)
+    assert check_in_coq() is None
+    assert machine.MISSING in capsys.readouterr().out
 
 
 def test_pages_of_machine_checked_proofs_name_theorems_that_are_stated():
