@@ -23,12 +23,13 @@ def print_json(document: Any) -> None:
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 0, wrap: bool = False) -> None:
     """A table on stdout; the last `numbers` columns are aligned to the right.
 
-    Unless it wraps, a table is never cut or folded to the terminal's width: a pipe gets the same text as a person.
+    Unless it wraps, a table is never cut or folded to the terminal's width: a pipe gets the same text as a person. The
+    first column, which holds the names, is whole in any case.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(heads):
         right = index >= len(heads) - numbers
-        table.add_column(head, justify="right" if right else "left", no_wrap=not wrap)
+        table.add_column(head, justify="right" if right else "left", no_wrap=index == 0 or not wrap)
     for row in rows:
         table.add_row(*map(escape, row))
     Console(width=None if wrap else 10_000, highlight=False).print(table)
