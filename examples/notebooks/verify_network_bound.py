@@ -243,6 +243,8 @@ left.set(
     yscale="log",
     ylim=(None, 1.5 * highest),
 )
+left.set_xticks([d for d in densities if d != 0.6], [f"{d:g}" for d in densities if d != 0.6])
+left.minorticks_off()
 left.legend(fontsize=8.5)
 rows = {name: [fraction(found) for found in group] for name, group in groups.items()} | {
     f"wrong: {k}": v for k, v in excess.items()

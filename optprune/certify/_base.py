@@ -36,8 +36,9 @@ class Checker(ABC, Generic[P]):
 
     def exact(
         self, problem: P, matrix: Tensor, evidence: Mapping[str, Tensor]
-    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
-        """Objective, lower bound and violations of the constraints in rational arithmetic, from the same evidence.
+    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure], str]:
+        """Objective, lower bound and violations of the constraints in rational arithmetic, from the same evidence, and
+        the theorem behind the bound.
 
         Raises:
             UnsupportedError: this checker's bound has no exact evaluation.

@@ -96,5 +96,5 @@ def certify_exact(problem: Problem, matrix: Tensor, evidence: Mapping[str, Tenso
     """
     start = time.perf_counter()
     checker = checker_for(problem)
-    objective, bound, violation = checker.exact(problem, finite64(problem, matrix), evidence)
-    return ExactCertificate(objective, bound, violation, checker.theorem, time.perf_counter() - start)
+    objective, bound, violation, theorem = checker.exact(problem, finite64(problem, matrix), evidence)
+    return ExactCertificate(objective, bound, violation, theorem, time.perf_counter() - start)

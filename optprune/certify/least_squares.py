@@ -98,14 +98,14 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     def exact(
         self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]
-    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
+    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure], str]:
         point = evidence["point"].double()
         if "blocks" in evidence:
-            bound = exact_block_bound(problem, evidence["blocks"].double(), point)
+            theorem, bound = "T10", exact_block_bound(problem, evidence["blocks"].double(), point)
         else:
-            bound = exact_minorant_bound(problem, evidence["minorant"].double(), point)
+            theorem, bound = self.theorem, exact_minorant_bound(problem, evidence["minorant"].double(), point)
         outside = int((matrix != problem.pattern.project(matrix)).sum())
-        return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}
+        return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}, theorem
 
 
 BLOCK_ROUNDS = (5, 8)

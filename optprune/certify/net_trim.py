@@ -194,13 +194,14 @@ class NetTrimChecker(Checker[NetTrim]):
 
     def exact(
         self, problem: NetTrim, matrix: Tensor, evidence: Mapping[str, Tensor]
-    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure]]:
+    ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure], str]:
         lam = admissible(problem, _given_multipliers(problem, evidence))
         residual = exact_residual(problem, matrix)
         return (
             exact_objective(problem, matrix, residual),
             exact_dual_bound(problem, lam),
             exact_violation(problem, residual),
+            self.theorem,
         )
 
 
