@@ -62,10 +62,10 @@ def assuming(text: str) -> list[str]:
 
 
 def compile_all(build: Path) -> None:
-    """Compile every file in the folder `build`.
+    """Compile every file in the folder `build`, and have Coq's independent checker go through what came out.
 
     Raises:
-        MachineCheckError: a file takes something for granted, or does not compile.
+        MachineCheckError: a file takes something for granted, does not compile, or is refused by the checker.
     """
     build.mkdir(parents=True, exist_ok=True)
     for path in sources():
@@ -73,6 +73,8 @@ def compile_all(build: Path) -> None:
             raise MachineCheckError(f"{path.name} contains {', '.join(found)}: prove it, or state it as a hypothesis")
         shutil.copy(path, build)
         _coqc(build, path.name)
+    modules = [word for path in sources() for word in ("-norec", f"OptPrune.{path.stem}")]
+    _run(build, ["coqchk", "-silent", "-R", ".", "OptPrune", *modules])
 
 
 def theorems(proofs: list[Proof]) -> list[str]:
@@ -113,11 +115,13 @@ def _required(text: str) -> set[str]:
 
 
 def _coqc(build: Path, name: str) -> str:
-    done = subprocess.run(
-        ["coqc", "-q", "-R", ".", "OptPrune", name], cwd=build, capture_output=True, text=True, check=False
-    )
+    return _run(build, ["coqc", "-q", "-R", ".", "OptPrune", name])
+
+
+def _run(build: Path, command: list[str]) -> str:
+    done = subprocess.run(command, cwd=build, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MachineCheckError(f"coqc {name}:\n{done.stdout}{done.stderr}")
+        raise MachineCheckError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
