@@ -26,7 +26,25 @@ def minorant_bound(
     point: Float[Tensor, "out in"],
     support: Callable[[Tensor], Tensor],
 ) -> float:
-    r"""A number that no weight with an admissible support can undercut.
+    """The number of `minorant_parts` alone: no weight with an admissible support can undercut it.
+
+    Guarantees:
+        T03, rounding included.
+    """
+    return minorant_parts(gram, cross, energy, reference, minorant, point, support)[0]
+
+
+@theorem("T03")
+def minorant_parts(
+    gram: Float[Tensor, "in in"],
+    cross: Float[Tensor, "in out"],
+    energy: Float[Tensor, " out"],
+    reference: Float[Tensor, "out in"],
+    minorant: Float[Tensor, "*out in"],
+    point: Float[Tensor, "out in"],
+    support: Callable[[Tensor], Tensor],
+) -> tuple[float, Float[Tensor, "out in"]]:
+    r"""A number that no weight with an admissible support can undercut, and what each weight gains when it is kept.
 
     With $\Delta = U - R$, $P = V - R$, $A_r = H - \operatorname{diag}\delta_r \succeq 0$ and $g_r = C_r^\top - P_r A_r$
     in each row $r$,
@@ -50,7 +68,8 @@ def minorant_bound(
         support: maps nonnegative gains `(out, in)` to the admissible support of the largest total.
 
     Returns:
-        The bound on $J$ (half of the display), possibly negative.
+        The bound on $J$ (half of the display), possibly negative, minus infinity where nothing is proved; and numbers
+        no smaller than the terms of the last sum, whose total over its support the bound has already paid for.
 
     Guarantees:
         T03, rounding included.
@@ -64,7 +83,7 @@ def minorant_bound(
     g = cross.mT - pa
     live = minorant > 0
     if bool((~live & (g != 0)).any()):  # a weight that is free there would lower the objective without end
-        return -math.inf
+        return -math.inf, torch.zeros_like(point)
     inverse = torch.where(live, 1 / torch.where(live, minorant, 1.0), 0.0)
     shifted = g + minorant * reference
     wobble = slack + 1.01 * gamma(4) * (g.abs() + minorant * reference.abs())
@@ -74,7 +93,7 @@ def minorant_bound(
     # Divided before multiplied: where the inputs are tiny, so is delta, and the square alone would underflow.
     gains = torch.where(live, (inverse * shifted) * shifted + doubt, 0.0)
     if not bool(gains.isfinite().all()) or bool((minorant > LARGEST).any()):  # overflow: nothing follows
-        return -math.inf
+        return -math.inf, torch.zeros_like(point)
     kept = support(gains)
     pruned_part = torch.where(kept, 0.0, minorant * reference * reference + 2 * g * reference)
     kept_part = torch.where(kept, (inverse * g) * g, 0.0)
@@ -92,4 +111,4 @@ def minorant_bound(
     factors = step.abs() + 2 * reference.abs() + shifted.abs() + 2 * g.abs() + slack
     off = off + 8 * SMALLEST * (terms + factors.sum())
     bound = 0.5 * float(value - 1.01 * off - 1.01 * gamma(terms + 8) * size)
-    return bound if bound < math.inf else -math.inf  # infinite or not a number: overflow again
+    return bound if bound < math.inf else -math.inf, gains  # infinite or not a number: overflow again
