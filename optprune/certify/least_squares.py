@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optprune.bounds._theorem import theorem
 from optprune.bounds.block_minorant import block_minorant_bound
+from optprune.bounds.mask_only import mask_only_bound
 from optprune.bounds.minorant import minorant_parts
 from optprune.bounds.screening import screened
 from optprune.certify._accelerate import accelerate
@@ -20,6 +21,7 @@ from optprune.certify._base import Checker
 from optprune.certify._blocks import choices_of, enumerable, strengthen_groups
 from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
+from optprune.certify._mask_only import keeps_the_dense_weights, relax_mask
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import tighten
 from optprune.numerics.dyadic import Enclosure
@@ -46,7 +48,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     informative again, for the damped objective.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
-    `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant.
+    `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
+    is a mask times the dense one, `mask_only_lower_bound` is below every such weight: what a better mask could reach.
 
     Attributes:
         effort: floating-point operations that may go into the evidence; a core makes 5e9 to 1e10 of them in a second.
@@ -54,7 +57,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     Guarantees:
         T03, T10: `lower_bound` is at most the objective of every weight with an admissible support.
-        T12: what the counts say.
+        T11: `mask_only_lower_bound`. T12: what the counts say.
 
     References:
         Derived here; for a scalar minorant it is the perspective (Boolean) relaxation of Pilanci, Wainwright & El
@@ -75,7 +78,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
                 blocks, point = strengthen_groups(problem, minorant, matrix, rounds)
                 return {"blocks": blocks, "point": point}
         minorant, point = strengthen(problem, minorant, matrix, self.effort)
-        return {"minorant": minorant, "point": point}
+        evidence = {"minorant": minorant, "point": point}
+        if keeps_the_dense_weights(problem, matrix):
+            evidence["mask_point"] = relax_mask(problem, minorant, matrix)
+        return evidence
 
     def check(self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:
         point = evidence["point"].double()
@@ -94,6 +100,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
                 if problem.pattern.admits(matrix != 0):
                     zero, needed = screened(bound, math.nextafter(objective + error, math.inf), gains, problem.pattern)
                     details |= {"proved_pruned": float(zero.sum()), "proved_kept": float(needed.sum())}
+                if "mask_point" in evidence:
+                    masks = mask_only_bound(*data, minorant, evidence["mask_point"].double(), problem.pattern.support)
+                    details["mask_only_lower_bound"] = max(0.0, bound, masks)
         return Certificate(
             objective=objective,
             lower_bound=max(0.0, bound),
