@@ -104,7 +104,11 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for name in arguments.layers:
         statistics = op.Statistics.from_layer(*layer(name))
+        shape = (int(statistics.reference.shape[0]), int(statistics.reference.shape[1]))
         for level in arguments.levels:
+            if ":" in level and shape[1] % int(level.partition(":")[2]):
+                print(f"{name:17} {level:4} skipped: {shape[1]} inputs do not fall into such groups")
+                continue
             results.append(cell(name, level, statistics, arguments.effort))
             arguments.out.write_text(json.dumps({"results": results, "torch": torch.__version__}, indent=1))
             r = results[-1]
