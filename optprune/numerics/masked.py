@@ -123,9 +123,10 @@ def _by_complement(
     if not len(element):
         return weight, chosen
     factor, minor = try_cholesky(unit[element])
-    inverse = torch.cholesky_inverse(factor)
+    element = element[minor == 0]  # a factor that broke off may have a zero on its diagonal, and no inverse
+    inverse = torch.cholesky_inverse(factor[minor == 0])
     condition = torch.linalg.matrix_norm(unit[element], ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
-    sound = (minor == 0) & (condition <= MAX_CONDITION)
+    sound = condition <= MAX_CONDITION
     element, inverse = element[sound], inverse[sound]
     dense = rhs[element] @ inverse
     rows = chosen[element]

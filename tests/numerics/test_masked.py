@@ -149,6 +149,19 @@ def test_duplicated_columns_are_reported_and_split_evenly(scale):
     )
 
 
+def test_many_rows_that_keep_most_of_inputs_of_which_two_are_the_same():
+    gram = torch.eye(40, dtype=F64)
+    gram[0, 1] = gram[1, 0] = 1.0  # to the last bit: the second pivot is zero
+    g = torch.Generator().manual_seed(5)
+    rhs = torch.randn(60, 40, generator=g, dtype=F64) @ gram
+    mask = torch.ones(60, 40, dtype=torch.bool)
+    mask[:, -2:] = False
+    mask[30:, 0] = False
+    solution = masked_least_squares(gram, rhs, mask)
+    assert solution.rank_deficient.tolist() == [True] * 30 + [False] * 30
+    torch.testing.assert_close((solution.weight @ gram)[mask], rhs[mask], rtol=1e-12, atol=1e-12)
+
+
 def test_fewer_samples_than_inputs():
     gram, rhs, mask = problem(12, 20, samples=8, density=0.9)
     solution = masked_least_squares(gram, rhs, mask)
