@@ -228,7 +228,7 @@ def tighten_blocks(
         blocks: the relaxation.
         d: minorants that are strictly feasible.
         start: a good weight.
-        growth: stop when three rounds raise twice the bound by less than this.
+        growth: stop when a round raises twice the bound by less than this.
         rounds: most rounds.
 
     Returns:
@@ -253,7 +253,7 @@ def tighten_blocks(
         record = torch.where(better[:, None, None, None], d, record)
         point = torch.where(better[:, None], u, point)
         history.append(float(best.sum()))
-        if len(history) > 4 and history[-1] - history[-4] < growth:
+        if len(history) > 2 and history[-1] - history[-2] < growth:
             break
         second = (parts * used.unsqueeze(-1)).mT @ parts
         cut = blocks.cut(u)
@@ -268,7 +268,7 @@ def strengthen_groups(
     minorant: Float[Tensor, " in"],
     start: Float[Tensor, "out in"],
     rounds: int,
-    tolerance: float = 1e-3,
+    tolerance: float = 0.01,
     memory: int = 2**24,
 ) -> tuple[Float[Tensor, "out groups size size"], Float[Tensor, "out in"]]:
     r"""Block-diagonal minorants for each row, and a point of linearisation, whose bound is near the best.
@@ -278,7 +278,7 @@ def strengthen_groups(
         minorant: as `scaled_minorant` gives it, positive on the live inputs.
         start: a good weight.
         rounds: most rounds; one takes about `6 * out * in**3` operations.
-        tolerance: stop when the bound grows by less than this fraction of the objective at `start`.
+        tolerance: stop when a round raises the bound by less than this fraction of the objective at `start`.
         memory: bytes for the matrices of a chunk of rows.
     """
     pattern, rows = problem.pattern, problem.shape[0]

@@ -50,7 +50,7 @@ def tighten(
     Args:
         relaxation: with one minorant that is feasible.
         start: a good weight; its zeros start with a small share.
-        growth: stop when three rounds raise twice the bound by less than this.
+        growth: stop when a round raises twice the bound by less than this.
         rounds: most rounds.
         own: whether each row gets a minorant of its own.
         memory: bytes for the matrices of a chunk of rows.
@@ -78,7 +78,7 @@ def tighten(
             x = fit(current, shares, memory)
             shares = fill(current, x, shares).clamp_min(floor)
         history.append(max([record.offer(current, x), *history[-1:]]))
-        if len(history) > 4 and history[-1] - history[-4] < growth:
+        if len(history) > 2 and history[-1] - history[-2] < growth:
             break
         gain = x.square() * (1 / fill(current, x).clamp_min(floor) - 1)
         delta, length, close = _ascend(safe, delta, gain if own else gain.sum(0, keepdim=True), weight, length, memory)
