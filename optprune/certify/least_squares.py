@@ -73,7 +73,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         Ghaoui 2015.
     """
 
-    effort: float = 3e12
+    effort: float = 1.5e12
     tolerance: float = 0.01
 
     problem: ClassVar[type[Problem]] = L0LeastSquares

@@ -56,10 +56,7 @@ def test_edges_that_carry_nothing_take_no_budget(solver, pattern, layer: tuple[T
         assert torch.allclose(answer.matrix[:, 12:], weight[:, 12:])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("solver", RANDOM, ids=str)
-def test_draws_are_unbiased(solver, layer: tuple[Tensor, Tensor]):
-    problem = op.EdgeSampling(*layer, op.PerLayer(50))
+def require_unbiased(solver, problem):
     found = torch.stack([seeded(solver, seed).run(problem).matrix for seed in range(600)])
     error = found.std(0) / 600**0.5
     # Kept ones are biased, and said to be: their neurons are left out.
@@ -68,6 +65,20 @@ def test_draws_are_unbiased(solver, layer: tuple[Tensor, Tensor]):
     assert float(random.double().mean()) > 0.3
     assert float((far > 3).double().mean()) < 0.02
     assert float(far.max()) < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [s for s in RANDOM if not isinstance(s, op.SiPPHybrid)], ids=str)
+def test_draws_are_unbiased(solver, layer: tuple[Tensor, Tensor]):
+    require_unbiased(solver, op.EdgeSampling(*layer, op.PerLayer(50)))
+
+
+@pytest.mark.slow
+def test_the_drawn_halves_of_a_hybrid_are_unbiased(rng):
+    # Many edges that matter alike: where few matter, the hybrid keeps these and draws nothing.
+    weight = 1 + 0.1 * torch.rand(6, 200, generator=rng, dtype=torch.float64)
+    problem = op.EdgeSampling(weight, torch.rand(50, 200, generator=rng, dtype=torch.float64), op.PerLayer(240))
+    require_unbiased(op.SiPPHybrid(delta=0.5, count="draws"), problem)
 
 
 def test_binomial_steps_draw_a_multinomial(rng):
