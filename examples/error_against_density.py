@@ -69,7 +69,7 @@ asked.output.mkdir(parents=True, exist_ok=True)
 record = {"densities": densities, "errors": errors, "found": found, "proved": proved, "seconds": seconds}
 (asked.output / "curves.json").write_text(json.dumps(record, indent=1))
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), sharex=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), sharex=True, layout="constrained")
 for name, curve in errors.items():
     left.plot(densities, curve, marker=".", linewidth=1, label=name)
     right.plot(densities, seconds[name], marker=".", linewidth=1, label=name)
@@ -79,8 +79,10 @@ left.fill_between(densities, min(value for value in proved if value > 0) / 2, pr
 right.plot(densities, seconds["certificate"], color="grey", label="certificate")
 left.set(xlabel="density", ylabel="relative error of the layer's outputs", yscale="log", xscale="log")
 right.set(xlabel="density", ylabel="seconds", yscale="log")
-left.legend()
-right.legend()
-figure.tight_layout()
+left.set_xticks(densities, [f"{density:g}" for density in densities])
+left.minorticks_off()
+right.minorticks_off()
+figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=len(errors) + 1, frameon=False)
+left.legend(handles=left.lines[-2:])
 figure.savefig(asked.output / "curves.png", dpi=150)
 print(f"wrote {asked.output / 'curves.png'}")
