@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -65,7 +68,13 @@ def print_outcome(outcome: Outcome) -> None:
     ]
     for line in unsolved:
         print(line)
-    print(f"Check it: optprune verify {outcome.job.output}")
+    print(f"Check it: {program()} verify {outcome.job.output}")
+
+
+def program() -> str:
+    """The command as it was called, so that what is printed can be run as it stands."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "optprune" and called != Path(shutil.which("optprune") or "") else "optprune"
 
 
 def layer_rows(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -203,6 +203,12 @@ class Report:
             for record in self.layers
             if record.dead_inputs
         ]
+        lines += [
+            f"{record.name}: a gap below 0, because the stored weights exceed the constraints by "
+            f"{record.certificate.primal_residual:.2g}, relative to their scale"
+            for record in self.layers
+            if record.certificate is not None and record.certificate.gap < 0
+        ]
         lines += [f"{record.name}: {record.held_out}" for record in self.layers if record.held_out is not None]
         lines += [text for record in self.layers for text in _bounds_of_neurons(record)]
         if self.allocation is not None:

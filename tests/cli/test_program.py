@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from optprune.cli import app
+from optprune.cli import app, output
 from optprune.cli.program import read_program
 from optprune.errors import FileFormatError
 from optprune.network.export import load
@@ -82,3 +82,12 @@ def test_a_pickle_inside_is_refused(program, tmp_path):
             copy.writestr(name, content)
     with pytest.raises(FileFormatError, match="pickled"):
         read_program(path)
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [(".venv/bin/optprune", ".venv/bin/optprune"), ("/usr/lib/python/optprune/cli/__main__.py", "optprune")],
+)
+def test_the_next_command_can_be_run_as_it_is_printed(monkeypatch, called, shown):
+    monkeypatch.setattr("sys.argv", [called, "prune"])
+    assert output.program() == shown

@@ -128,3 +128,10 @@ def test_a_layer_is_found_by_name():
     assert report.layer("fc2").name == "fc2"
     with pytest.raises(InvalidInputError, match="the report holds fc1, fc2"):
         report.layer("fc3")
+
+
+def test_a_gap_below_zero_is_explained():
+    over = Certificate(2.0, 2.5, 3.28e-8, 1e-9, Rigor.ROUNDED, "T01")
+    text = str(Report([record(certificate=over), record("fc2")], None, {}))
+    assert "fc1: a gap below 0, because the stored weights exceed the constraints by 3.3e-08" in text
+    assert "fc2: a gap" not in text
