@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optprune.bounds._linearised import linearised
 from optprune.bounds._theorem import theorem
 from optprune.numerics.rounding import SMALLEST, gamma
 
@@ -49,12 +50,9 @@ def mask_only_bound(
     Guarantees:
         T11, rounding included.
     """
-    d, terms = gram.shape[0], point.numel() + len(energy)
-    step = point - reference
-    pa = step @ gram - step * minorant
-    slack = 1.01 * gamma(d + 4) * (step.abs() @ gram.abs() + step.abs() * minorant + cross.mT.abs())
-    slack = slack + 4 * (d + 4) * SMALLEST
-    g = cross.mT - pa
+    terms = point.numel() + len(energy)
+    at = linearised(gram, cross, reference, minorant, point)
+    step, g, slack = at.step, at.slope, at.slack
     t = minorant * reference * reference + 2 * g * reference
     size = minorant * reference * reference + 2 * (g * reference).abs()
     doubt = 1.01 * (2 * slack * reference.abs() + gamma(6) * size) + SMALLEST * (8 + 8 * reference.abs())
@@ -64,7 +62,7 @@ def mask_only_bound(
     kept = support(gains)
     # A kept weight counts 0 and not t; where t is negative, pruning it is better still, which the maximum allows.
     left = torch.where(kept, t.clamp_max(0.0), t)
-    quadratic = step * pa
+    quadratic = step * at.quadratic
     value = energy.sum() - quadratic.sum() + left.sum()
     # Of the true maximiser: its gains exceed those of `kept` by at most twice the doubt.
     off = doubt.sum() + torch.where(kept, 2 * doubt + 2 * gamma(point.numel()) * gains, 0.0).sum()

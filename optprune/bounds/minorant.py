@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optprune.bounds._linearised import linearised
 from optprune.bounds._theorem import theorem
 from optprune.numerics.rounding import SMALLEST, gamma
 
@@ -74,13 +75,9 @@ def minorant_parts(
     Guarantees:
         T03, rounding included.
     """
-    d, terms = gram.shape[0], point.numel() + len(energy)
-    step = point - reference
-    pa = step @ gram - step * minorant
-    # |computed - exact| of g, entry by entry; 1.01 covers the rounding of the estimate itself.
-    slack = 1.01 * gamma(d + 4) * (step.abs() @ gram.abs() + step.abs() * minorant + cross.mT.abs())
-    slack = slack + 4 * (d + 4) * SMALLEST
-    g = cross.mT - pa
+    terms = point.numel() + len(energy)
+    at = linearised(gram, cross, reference, minorant, point)
+    step, g, slack = at.step, at.slope, at.slack
     live = minorant > 0
     if bool((~live & (g != 0)).any()):  # a weight that is free there would lower the objective without end
         return -math.inf, torch.zeros_like(point)
@@ -97,7 +94,7 @@ def minorant_parts(
     kept = support(gains)
     pruned_part = torch.where(kept, 0.0, minorant * reference * reference + 2 * g * reference)
     kept_part = torch.where(kept, (inverse * g) * g, 0.0)
-    quadratic = step * pa
+    quadratic = step * at.quadratic
     value = energy.sum() - quadratic.sum() + pruned_part.sum() - kept_part.sum()
     # What each sum may be off by: propagated slack, then the roundings of the terms and of the additions.
     off = (step.abs() * slack).sum() + torch.where(kept, 0.0, 2 * slack * reference.abs()).sum()
