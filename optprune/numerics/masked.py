@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optprune.errors import InvalidInputError, NotPositiveDefiniteError
 from optprune.numerics.checks import require_finite
+from optprune.numerics.conjugate import masked_conjugate_gradients
 from optprune.numerics.linalg import damped, try_cholesky
 
 MAX_CONDITION = 1e6
@@ -19,6 +20,15 @@ exponent: the relative error of either form grows like $\kappa_1 u$, and up to h
 times the direct one's; at 1e6 they agree to 2e-11.
 """
 
+EASY_CONDITION = 3e4
+r"""Largest $\kappa_1$ of the unit-diagonal Gram matrix for which conjugate gradients are tried."""
+
+PRODUCT_RATE = 20.0
+"""How many times as fast the operations of a product of large matrices are as those of small factorisations."""
+
+FEWEST_STEPS = 30
+"""Conjugate gradients are not tried if fewer steps would cost half of what factorising does."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaskedSolution:
@@ -28,10 +38,12 @@ class MaskedSolution:
         weight: The solution in float64.
         rank_deficient: Rows whose block is singular to working precision; they hold the minimiser of least norm (in
             the scale of unit-diagonal inputs).
+        residual: The relative residual of rows solved by conjugate gradients; 0 for those solved by factorisation.
     """
 
     weight: Float[Tensor, "*batch d_out d_in"]
     rank_deficient: Bool[Tensor, "*batch d_out"]
+    residual: Float[Tensor, "*batch d_out"]
 
 
 def masked_least_squares(
@@ -40,16 +52,19 @@ def masked_least_squares(
     mask: Bool[Tensor, "*batch d_out d_in"],
     *,
     damping: float = 0.0,
+    start: Float[Tensor, "*batch d_out d_in"] | None = None,
+    tolerance: float = 1e-8,
     memory: int = 2**26,
 ) -> MaskedSolution:
     r"""Row $i$ minimises $\tfrac12 w^\top (G + \delta\,\bar g\,I) w - c_i^\top w$ over $w$ supported on `mask[i]`.
 
     The inputs are scaled to unit diagonal first, so that their units do not matter; an input with zero diagonal was
-    zero in every sample and gets weight zero. Each distinct support is factorised once. A row is solved in the cheaper
-    of two forms: directly, $G_{SS} w_S = c_S$; or, when less is pruned than kept, by correcting the dense optimum
+    zero in every sample and gets weight zero. Each distinct support is factorised once. A row is solved in the cheapest
+    of three forms: directly, $G_{SS} w_S = c_S$; or, when less is pruned than kept, by correcting the dense optimum
     $w^0 = G^{-1} c$ on the pruned set $P$,
     $$w = w^0 - G^{-1}_{:,P} (G^{-1}_{PP})^{-1} w^0_P,$$
-    the second only where $\kappa_1(G)$ is at most `MAX_CONDITION`, so that both agree to 1e-10.
+    only where $\kappa_1(G)$ is at most `MAX_CONDITION`, so that both agree to 1e-10; or, where $\kappa_1(G)$ is at most
+    `EASY_CONDITION`, by conjugate gradients, unless that takes too many steps.
 
     A block whose Cholesky factorisation breaks down to working precision is solved by its eigen-decomposition instead,
     with eigenvalues below $d\,\varepsilon\,\lambda_{\max}$ left out, and its rows are reported.
@@ -59,10 +74,13 @@ def masked_least_squares(
         rhs: One right-hand side $c_i$ per row.
         mask: True where the weight may be nonzero; empty and full rows are allowed.
         damping: $\delta$, relative to the mean diagonal.
+        start: a weight close to the solution, which saves steps of conjugate gradients.
+        tolerance: relative residual at which they end. Its square, at most times the condition, is the excess of the
+            objective, relative to what the weight gains over zero.
         memory: Bytes that the gathered blocks may take (but one block at least is held). More pays on a GPU only.
 
     Raises:
-        InvalidInputError: `damping` is negative or not finite, or `memory` is not positive.
+        InvalidInputError: `damping` is negative or not finite, or `memory` or `tolerance` not positive.
         NonFiniteError: an entry is NaN or infinite.
         NotPositiveDefiniteError: a diagonal entry of $G$ is negative.
 
@@ -70,24 +88,30 @@ def masked_least_squares(
         The complement form is the block-inverse identity behind Optimal Brain Surgeon (Hassibi & Stork 1993, eq. 5) for
         a set of weights; for rows with masks see Frantar & Singh 2023, eq. 2.
     """
-    if not (0 <= damping < float("inf") and memory > 0):
+    if not (0 <= damping < float("inf") and memory > 0 and tolerance > 0):
         raise InvalidInputError(
-            f"damping={damping}, memory={memory} were given; the damping is finite and >= 0, the memory positive."
+            f"damping={damping}, memory={memory}, tolerance={tolerance} were given; the damping is finite and >= 0, "
+            "the others positive."
         )
     require_finite("Gram matrix", gram, "Check the activations that it was made from.")
     require_finite("right-hand side", rhs, "Check the weights and targets that it was made from.")
     d_out, d_in = rhs.shape[-2:]
     if rhs.numel() == 0:
-        return MaskedSolution(rhs.to(torch.float64), mask.new_zeros(rhs.shape[:-1]))
+        none = torch.zeros(rhs.shape[:-1], dtype=torch.float64, device=rhs.device)
+        return MaskedSolution(rhs.to(torch.float64), none.bool(), none)
     wide = gram.to(torch.float64).reshape(-1, d_in, d_in)
     unit, scale = _unit_diagonal(damped(wide, damping) if damping else wide)
     columns = scale.unsqueeze(-2)
     scaled = rhs.to(torch.float64).reshape(-1, d_out, d_in) * columns
     support = mask.reshape(-1, d_out, d_in)
-    weight, done = _by_complement(unit, scaled, support, memory)
-    direct, deficient = _solve_supports(unit, scaled, support, ~done, memory)
-    weight = (weight + direct) * columns
-    return MaskedSolution(weight.reshape(rhs.shape), deficient.reshape(rhs.shape[:-1]))
+    first = None if start is None else start.to(torch.float64).reshape(scaled.shape) / columns
+    plan = _Plan.of(unit, support)
+    weight, residual, done = _by_iteration(unit, scaled, support, first, tolerance, plan)
+    corrected, more = _by_complement(scaled, support, ~done, plan, memory)
+    direct, deficient = _solve_supports(unit, scaled, support, ~(done | more), memory)
+    weight = (weight + corrected + direct) * columns
+    rows = rhs.shape[:-1]
+    return MaskedSolution(weight.reshape(rhs.shape), deficient.reshape(rows), residual.reshape(rows))
 
 
 def _unit_diagonal(
@@ -106,36 +130,89 @@ def _unit_diagonal(
     return unit, scale
 
 
-def _by_complement(
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    r"""Which form each row should take if the condition allows it, and what is needed to know that.
+
+    Attributes:
+        steps: conjugate-gradient steps that cost half of what factorising the blocks of a batch element does.
+        swapped: rows whose pruned side is the cheaper one to solve.
+        element: the batch elements whose condition was looked at, because a form other than the direct one would win.
+        inverse: of their Gram matrices.
+        condition: their $\kappa_1$.
+    """
+
+    steps: Float[Tensor, "b"]
+    swapped: Bool[Tensor, "b d_out"]
+    element: Int[Tensor, "e"]
+    inverse: Float[Tensor, "e d d"]
+    condition: Float[Tensor, "e"]
+
+    @staticmethod
+    def of(unit: Float[Tensor, "b d d"], support: Bool[Tensor, "b d_out d"]) -> "_Plan":
+        d_out, d = support.shape[-2:]
+        kept = support.sum(-1).to(torch.float64)
+        saved = (kept**3 - (d - kept) ** 3) / 3
+        # One inverse per batch element and two products per row; below that there is nothing to win.
+        swapped = (saved > 4.0 * d**2) & (saved.clamp(min=0).sum(-1, keepdim=True) > 2.0 * d**3)
+        cheaper = torch.where(swapped, d - kept, kept)
+        steps = 0.5 * PRODUCT_RATE * (cheaper**3 / 3).sum(-1) / (2 * d_out * d**2)
+        element = (swapped.any(-1) | (steps >= FEWEST_STEPS)).nonzero().squeeze(-1)
+        factor, minor = try_cholesky(unit[element])
+        # A factor that broke off may have a zero on its diagonal, and no inverse.
+        element, factor = element[minor == 0], factor[minor == 0]
+        inverse = torch.cholesky_inverse(factor)
+        condition = torch.linalg.matrix_norm(unit[element], ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
+        return _Plan(steps, swapped, element, inverse, condition)
+
+
+def _by_iteration(
     unit: Float[Tensor, "b d d"],
     rhs: Float[Tensor, "b d_out d"],
     support: Bool[Tensor, "b d_out d"],
+    start: Float[Tensor, "b d_out d"] | None,
+    tolerance: float,
+    plan: _Plan,
+) -> tuple[Float[Tensor, "b d_out d"], Float[Tensor, "b d_out"], Bool[Tensor, "b d_out"]]:
+    """Rows solved by conjugate gradients, zero elsewhere, their residuals, and which ones they are."""
+    weight, residual = torch.zeros_like(rhs), torch.zeros_like(rhs[..., 0])
+    done = torch.zeros_like(residual, dtype=torch.bool)
+    element = plan.element[(plan.condition <= EASY_CONDITION) & (plan.steps[plan.element] >= FEWEST_STEPS)]
+    if len(element):
+        solved = masked_conjugate_gradients(
+            unit[element],
+            rhs[element],
+            support[element],
+            start=None if start is None else start[element],
+            tolerance=tolerance,
+            max_steps=int(plan.steps[element].min()),
+        )
+        close = solved.residual <= tolerance
+        weight[element] = torch.where(close.unsqueeze(-1), solved.weight, 0.0)
+        residual[element] = torch.where(close, solved.residual, 0.0)
+        done[element] = close
+    return weight, residual, done
+
+
+def _by_complement(
+    rhs: Float[Tensor, "b d_out d"],
+    support: Bool[Tensor, "b d_out d"],
+    rows: Bool[Tensor, "b d_out"],
+    plan: _Plan,
     memory: int,
 ) -> tuple[Float[Tensor, "b d_out d"], Bool[Tensor, "b d_out"]]:
-    """Rows solved from the pruned side, zero elsewhere, and which ones they are."""
-    d = rhs.shape[-1]
-    kept = support.sum(-1).to(torch.float64)
-    saved = (kept**3 - (d - kept) ** 3) / 3
-    # One inverse per batch element and two products per row; below that there is nothing to win.
-    chosen = (saved > 4.0 * d**2) & (saved.clamp(min=0).sum(-1, keepdim=True) > 2.0 * d**3)
-    weight = torch.zeros_like(rhs)
-    element = chosen.any(-1).nonzero().squeeze(-1)
-    if not len(element):
-        return weight, chosen
-    factor, minor = try_cholesky(unit[element])
-    element = element[minor == 0]  # a factor that broke off may have a zero on its diagonal, and no inverse
-    inverse = torch.cholesky_inverse(factor[minor == 0])
-    condition = torch.linalg.matrix_norm(unit[element], ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
-    sound = condition <= MAX_CONDITION
-    element, inverse = element[sound], inverse[sound]
-    dense = rhs[element] @ inverse
-    rows = chosen[element]
-    # By interlacing, a block of the inverse is no worse conditioned than the whole: none of them is singular here.
-    correction, _ = _solve_supports(inverse, dense, ~support[element], rows, memory)
-    solved = (dense - correction @ inverse) * (support[element] & rows.unsqueeze(-1))
-    weight[element] = solved
-    done = torch.zeros_like(chosen)
-    done[element] = rows
+    """Rows among `rows` solved from the pruned side, zero elsewhere, and which ones they are."""
+    weight, done = torch.zeros_like(rhs), torch.zeros_like(rows)
+    chosen = rows & plan.swapped
+    sound = (plan.condition <= MAX_CONDITION) & chosen[plan.element].any(-1)
+    element, inverse = plan.element[sound], plan.inverse[sound]
+    if len(element):
+        dense = rhs[element] @ inverse
+        part = chosen[element]
+        # By interlacing, a block of the inverse is no worse conditioned than the whole: none of them is singular here.
+        correction, _ = _solve_supports(inverse, dense, ~support[element], part, memory)
+        weight[element] = (dense - correction @ inverse) * (support[element] & part.unsqueeze(-1))
+        done[element] = part
     return weight, done
 
 

@@ -59,9 +59,9 @@ class Spectrum:
         return Spectrum(self.values.to(dtype), self.vectors.to(dtype), self.clamped)
 
     def solve(
-        self, rhs: Float[Tensor, "*batch d k"], shift: float | Float[Tensor, "*shifts"]
-    ) -> Float[Tensor, "*shifts_batch d k"]:
-        r"""$(G + \sigma I)^{-1} B$, at the price of two products.
+        self, rhs: Float[Tensor, "*batch k d"], shift: float | Float[Tensor, "*shifts"]
+    ) -> Float[Tensor, "*shifts_batch k d"]:
+        r"""$B (G + \sigma I)^{-1}$, row by row, at the price of two products.
 
         Args:
             rhs: $B$.
@@ -73,13 +73,15 @@ class Spectrum:
             NotPositiveDefiniteError: $G + \sigma I$ is singular: an eigenvalue is zero and so is the shift.
         """
         sigma = torch.as_tensor(shift, dtype=self.values.dtype, device=self.values.device)
-        if not bool(((sigma >= 0) & sigma.isfinite()).all()):
+        # A number is looked at where it is, so that a step with a fixed shift does not wait for the device.
+        given = sigma if isinstance(shift, Tensor) else torch.tensor(shift, dtype=self.values.dtype)
+        if not bool(((given >= 0) & given.isfinite()).all()):
             raise InvalidInputError(f"shift {shift} was given; shifts are finite numbers >= 0.")
         scale = self.values + sigma.unsqueeze(-1)
-        if not bool((scale > 0).all()):
+        if bool((given == 0).any()) and not bool((scale > 0).all()):
             raise NotPositiveDefiniteError(
                 f"The Gram matrix has {int((self.values == 0).sum())} zero eigenvalues and the shift is "
                 "zero, so the system is singular. Give a positive shift."
             )
-        rotated = self.vectors.mT @ rhs.to(self.values.dtype)
-        return self.vectors @ (rotated / scale.unsqueeze(-1))
+        rotated = rhs.to(self.values.dtype) @ self.vectors
+        return rotated.div(scale.unsqueeze(-2)) @ self.vectors.mT

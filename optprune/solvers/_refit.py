@@ -15,24 +15,38 @@ FACTORED = 1e13
 
 
 def refit(
-    problem: L0LeastSquares, mask: Bool[Tensor, "*batch out in"]
+    problem: L0LeastSquares,
+    mask: Bool[Tensor, "*batch out in"],
+    start: Float[Tensor, "*batch out in"] | None = None,
+    tolerance: float = 1e-8,
 ) -> tuple[Float[Tensor, "*batch out in"], dict[str, float]]:
     """The best weight on a support, and what is known of it.
 
     The change of the dense weight is solved for, so that a support that prunes nothing changes nothing. Rank-deficient
     rows have many minimisers; the one nearest to the dense weight is taken, and `rank_deficient_rows` counts them.
 
-    Large layers, whose blocks would cost more than `FACTORED` operations, are solved by conjugate gradients;
-    `refit_residual` is then the largest relative residual of a row, and rows without a unique solution are not counted.
+    Where conjugate gradients are cheaper than factorising, `refit_residual` is the largest relative residual of a row.
+    Layers whose blocks would cost more than `FACTORED` operations are always solved so, and their rows without a unique
+    solution are not counted.
+
+    Args:
+        problem: the layer.
+        mask: the support.
+        start: a weight close to the best, which saves steps where conjugate gradients are used.
+        tolerance: relative residual at which they end.
 
     Guarantees:
         T05: the gradient vanishes on the support; up to `refit_residual` where that is reported.
     """
     rhs = problem.statistics.cross.mT + torch.where(mask, 0.0, problem.dense) @ problem.gram
+    if start is not None:
+        start = start - problem.dense
     if float(mask.sum(-1).double().pow(3).sum()) / 3 > FACTORED:
-        solved = masked_conjugate_gradients(problem.gram, rhs, mask)
+        solved = masked_conjugate_gradients(problem.gram, rhs, mask, start=start, tolerance=tolerance)
         weight, info = solved.weight, {"refit_residual": float(solved.residual.max())}
     else:
-        fit = masked_least_squares(problem.gram, rhs, mask)
+        fit = masked_least_squares(problem.gram, rhs, mask, start=start, tolerance=tolerance)
         weight, info = fit.weight, {"rank_deficient_rows": float(fit.rank_deficient.sum())}
+        if bool((fit.residual > 0).any()):
+            info["refit_residual"] = float(fit.residual.max())
     return torch.where(mask, problem.dense + weight, 0.0), info

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
 from optprune.numerics.spectrum import Spectrum
-from optprune.patterns import Pattern
 from optprune.problems import L0LeastSquares, Problem
 from optprune.solution import Answer
 from optprune.solvers._base import CONVERGED, NON_FINITE, RUNNING, IterativeSolver, Promise
@@ -26,19 +25,23 @@ class ADMMState:
         spectrum: eigen-decomposition of the scaled Gram matrix, computed once.
         linear: the scaled linear term.
         sparse: the copy with an admissible support.
+        support: that support, filled up deterministically where fewer weights than the budget are nonzero.
         multipliers: of `smooth = sparse`, unscaled.
         smooth: the copy that carries the loss.
         settled: steps since the support changed.
         rho: the penalty, growing.
+        unscale: what a weight is multiplied by on the way back to the layer's coordinates.
     """
 
     spectrum: Spectrum
     linear: Float[Tensor, "*batch out in"]
     sparse: Float[Tensor, "*batch out in"]
+    support: Bool[Tensor, "*batch out in"]
     multipliers: Float[Tensor, "*batch out in"]
     smooth: Float[Tensor, "*batch out in"]
     settled: Int[Tensor, "*batch"]
     rho: float
+    unscale: Float[Tensor, "*batch 1 in"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,10 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         growth: $\kappa > 1$, per step. The slow default reaches lower errors than the support-driven rule of ALPS,
             which stops after some 30 steps on ill-conditioned layers.
         patience: converged when the support has not changed for so many steps,
+        settling: where changes of up to this fraction of the kept weights count as none,
         tolerance: or when $\lVert W - D \rVert_F \le$ `tolerance` $\lVert D \rVert_F$.
+        refit_tolerance: relative residual of the refit where it is done by conjugate gradients; its square is about the
+            excess of the objective.
         precision: of the steps, "float32" or "float64"; eigen-decomposition and refit are always float64.
 
     References:
@@ -72,7 +78,9 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     rho: float = 1e-4
     growth: float = 1.05
     patience: int = 10
+    settling: float = 0.0
     tolerance: float = 1e-4
+    refit_tolerance: float = 1e-8
     precision: Literal["float32", "float64"] = "float32"
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)
@@ -81,11 +89,13 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = self.rho > 0 and self.patience > 0 and self.tolerance > 0
-        if not (positive and self.rho < float("inf") and 1 < self.growth < float("inf")):
+        positive = all(x > 0 for x in (self.rho, self.patience, self.tolerance, self.refit_tolerance))
+        bounded = self.rho < float("inf") and 1 < self.growth < float("inf") and 0 <= self.settling < 1
+        if not (positive and bounded):
             raise InvalidInputError(
                 f"ADMM with rho={self.rho}, growth={self.growth}, patience={self.patience}, "
-                f"tolerance={self.tolerance} given; growth must be above 1, the others positive"
+                f"settling={self.settling}, tolerance={self.tolerance}, refit_tolerance={self.refit_tolerance} given; "
+                "growth must be above 1, settling in [0, 1), the others positive"
             )
         if self.precision not in ("float32", "float64"):
             raise InvalidInputError(f"ADMM with precision={self.precision!r} given; it is 'float32' or 'float64'")
@@ -104,26 +114,32 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         size = torch.where(largest > 0, largest, 1.0)
         spectrum = Spectrum.of(problem.gram * unit.unsqueeze(-1) * unit.unsqueeze(-2)).to(dtype)
         dense = (dense / size).to(dtype)
+        support = problem.pattern.support(dense.square())
         return ADMMState(
             spectrum=spectrum,
             linear=(linear / size).to(dtype),
-            sparse=_projected(problem.pattern, dense),
+            sparse=torch.where(support, dense, 0.0),
+            support=support,
             multipliers=torch.zeros_like(dense),
             smooth=dense,
             settled=torch.zeros(problem.batch_shape, dtype=torch.int64, device=dense.device),
             rho=self.rho,
+            unscale=size * unit.unsqueeze(-2),
         )
 
     def step(self, problem: L0LeastSquares, state: ADMMState) -> ADMMState:
         rhs = torch.add(state.linear - state.multipliers, state.sparse, alpha=state.rho)
-        smooth = state.spectrum.solve(rhs.mT, state.rho).mT
-        sparse = _projected(problem.pattern, torch.add(smooth, state.multipliers, alpha=1 / state.rho))
-        changed = ((sparse != 0) != (state.sparse != 0)).any(-1).any(-1)
+        smooth = state.spectrum.solve(rhs, state.rho)
+        target = torch.add(smooth, state.multipliers, alpha=1 / state.rho)
+        support = problem.pattern.support(target.square())
+        sparse = torch.where(support, target, 0.0)
+        changed = (support != state.support).sum((-2, -1)) > self.settling * problem.pattern.count(problem.shape)
         return replace(
             state,
             sparse=sparse,
+            support=support,
             smooth=smooth,
-            multipliers=torch.add(state.multipliers, smooth - sparse, alpha=state.rho),
+            multipliers=target.sub_(sparse).mul_(state.rho),
             settled=torch.where(changed, 0, state.settled + 1),
             rho=state.rho * self.growth,
         )
@@ -136,10 +152,5 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         return torch.where(state.multipliers.isfinite().all(-1).all(-1), codes, NON_FINITE)
 
     def finish(self, problem: L0LeastSquares, state: ADMMState) -> Answer:
-        # Filled up deterministically where fewer than the budget are nonzero.
-        matrix, info = refit(problem, problem.pattern.support(state.sparse.square()))
+        matrix, info = refit(problem, state.support, state.unscale * state.sparse, self.refit_tolerance)
         return Answer(matrix, (), 0, info=info)
-
-
-def _projected(pattern: Pattern, target: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch out in"]:
-    return target.masked_fill(~pattern.support(target.square()), 0.0)

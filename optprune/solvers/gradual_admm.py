@@ -104,7 +104,7 @@ class GradualADMM(IterativeSolver[L0LeastSquares, GradualADMMState]):
         sparse = torch.where(_loose_support(problem.pattern, target.square(), left), target, 0.0)
         multipliers = target - sparse
         rhs = state.linear + self.rho * (sparse - multipliers)
-        smooth = state.spectrum.solve(rhs.mT, self.rho).mT
+        smooth = state.spectrum.solve(rhs, self.rho)
         return replace(state, smooth=smooth, sparse=sparse, multipliers=multipliers, age=state.age + 1)
 
     def residual(self, problem: L0LeastSquares, state: GradualADMMState) -> Int[Tensor, "*batch"]:

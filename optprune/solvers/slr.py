@@ -149,7 +149,7 @@ class SLR(IterativeSolver[L0LeastSquares, SLRState]):
 
     def step(self, problem: L0LeastSquares, state: SLRState) -> SLRState:
         rhs = state.linear - state.multipliers + state.rho * state.sparse
-        smooth = state.spectrum.solve(rhs.mT, state.rho).mT
+        smooth = state.spectrum.solve(rhs, state.rho)
         change = state.smooth - smooth
         slope = state.layer.slope(smooth) + state.multipliers + state.rho * (smooth - state.sparse)
         # L before less L after, expanded around the new point so that no large numbers cancel.

@@ -37,8 +37,8 @@ def test_solves_agree(gram):
     columns = rhs.mT.contiguous()
     factor = factorize(gram.cuda())
     torch.testing.assert_close(factor.solve(columns.cuda()).cpu(), factorize(gram).solve(columns))
-    shifted = Spectrum.of(gram.cuda()).solve(columns.cuda(), 0.1)
-    torch.testing.assert_close(shifted.cpu(), Spectrum.of(gram).solve(columns, 0.1))
+    shifted = Spectrum.of(gram.cuda()).solve(rhs.cuda(), 0.1)
+    torch.testing.assert_close(shifted.cpu(), Spectrum.of(gram).solve(rhs, 0.1))
 
 
 def test_proofs_hold(gram):

@@ -66,6 +66,52 @@ def test_both_forms_agree(density, monkeypatch):
     assert not complement.weight[~mask].any()
 
 
+@pytest.fixture
+def iterated(monkeypatch):
+    """What the iterative form returned, call by call."""
+    used = []
+    inner = masked._by_iteration
+    monkeypatch.setattr(masked, "_by_iteration", lambda *a: used.append(inner(*a)) or used[-1])
+    return used
+
+
+def test_conjugate_gradients_agree_with_factors(iterated, monkeypatch):
+    gram, rhs, mask = problem(96, 160, samples=640, batch=(2,))
+    found = masked_least_squares(gram, rhs, mask)
+    assert iterated[0][2].all(), "conjugate gradients were not used"
+    assert 0 < float(found.residual.max()) <= 1e-8
+    assert not found.weight[~mask].any()
+    monkeypatch.setattr(masked, "EASY_CONDITION", 0.0)
+    direct = masked_least_squares(gram, rhs, mask)
+    assert not iterated[1][2].any()
+    assert not direct.residual.any()
+    torch.testing.assert_close(found.weight, direct.weight, rtol=0, atol=1e-7)
+
+
+def test_a_good_start_saves_steps(iterated, monkeypatch):
+    gram, rhs, mask = problem(96, 160, samples=640)
+    units = torch.logspace(-3, 3, 160, dtype=F64)
+    gram, rhs = gram * units * units[:, None], rhs * units
+    exact = masked_least_squares(gram, rhs, mask).weight
+    monkeypatch.setattr(masked, "FEWEST_STEPS", 5)
+    monkeypatch.setattr(masked, "PRODUCT_RATE", 8.0)  # about 13 steps
+    masked_least_squares(gram, rhs, mask)
+    again = masked_least_squares(gram, rhs, mask, start=exact * (1 + 1e-6))
+    assert not iterated[1][2].any()
+    assert iterated[2][2].all()
+    torch.testing.assert_close(again.weight * units, exact * units, rtol=0, atol=1e-6)
+
+
+def test_rows_that_take_too_many_steps_are_factorised(iterated):
+    gram, rhs, mask = problem(96, 160, samples=176)
+    found = masked_least_squares(gram, rhs, mask)
+    assert len(iterated) == 1
+    assert not iterated[0][2].all()
+    left = torch.where(mask, rhs - found.weight @ gram, 0.0).norm(dim=-1) / torch.where(mask, rhs, 0.0).norm(dim=-1)
+    assert float(left.max()) <= 1e-7
+    assert float(left[~iterated[0][2][0]].max()) <= 1e-11
+
+
 def test_the_complement_form_is_left_to_well_conditioned_matrices(monkeypatch):
     gram, rhs, mask = problem(50, 40, density=0.9, samples=400)
     grading = torch.logspace(0, -5, 40, dtype=F64)

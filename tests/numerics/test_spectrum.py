@@ -17,19 +17,19 @@ def gram_of(*shape, seed=0, dtype=F64):
 def test_shifted_solves(scale, samples):
     gram = gram_of(2, samples, 6) * scale
     spectrum = Spectrum.of(gram)
-    rhs = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1), dtype=F64) * scale
+    rhs = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=F64) * scale
     for shift in (1e-3 * scale, scale, 1e3 * scale):
         x = spectrum.solve(rhs, shift)
-        torch.testing.assert_close(gram @ x + shift * x, rhs, rtol=1e-9, atol=1e-11 * scale)
+        torch.testing.assert_close(x @ gram + shift * x, rhs, rtol=1e-9, atol=1e-11 * scale)
 
 
 def test_many_shifts_and_one_per_element():
     gram = gram_of(2, 40, 6)
     spectrum = Spectrum.of(gram)
-    rhs = torch.ones(2, 6, 1, dtype=F64)
+    rhs = torch.ones(2, 1, 6, dtype=F64)
     shifts = torch.tensor([[0.1, 0.2], [1.0, 2.0], [0.0, 5.0]], dtype=F64)
     many = spectrum.solve(rhs, shifts)
-    assert many.shape == (3, 2, 6, 1)
+    assert many.shape == (3, 2, 1, 6)
     for i in range(3):
         for b in range(2):
             one = Spectrum.of(gram[b]).solve(rhs[b], float(shifts[i, b]))
@@ -60,7 +60,7 @@ def test_refusals():
     with pytest.raises(NonFiniteError, match="1 NaN"):
         Spectrum.of(torch.tensor([[1.0, 0.0], [0.0, float("nan")]], dtype=F64))
     spectrum = Spectrum.of(torch.diag(torch.tensor([1.0, 0.0], dtype=F64)))
-    rhs = torch.ones(2, 1, dtype=F64)
+    rhs = torch.ones(1, 2, dtype=F64)
     with pytest.raises(NotPositiveDefiniteError, match="1 zero eigenvalue"):
         spectrum.solve(rhs, 0.0)
     for shift in (-1.0, float("nan")):

@@ -31,7 +31,17 @@ def test_the_budget_is_used_to_the_last_weight(golden):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"rho": 0.0}, {"growth": 1.0}, {"patience": 0}, {"tolerance": 0.0}, {"rho": float("nan")}]
+    "setting",
+    [
+        {"rho": 0.0},
+        {"growth": 1.0},
+        {"patience": 0},
+        {"tolerance": 0.0},
+        {"rho": float("nan")},
+        {"settling": 1.0},
+        {"settling": -0.1},
+        {"refit_tolerance": 0.0},
+    ],
 )
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(InvalidInputError, match=f"{next(iter(setting))}={next(iter(setting.values()))}"):
@@ -52,6 +62,23 @@ def test_more_patience_costs_steps_and_not_accuracy():
     quick, slow = op.ADMM(growth=1.5).run(problem), op.ADMM(growth=1.02, max_steps=2000).run(problem)
     assert quick.steps < slow.steps
     assert float(problem.objective(slow.matrix)) <= float(problem.objective(quick.matrix))
+
+
+def test_a_support_that_hardly_changes_counts_as_settled():
+    problem = L0LeastSquares.from_layer(*data(2, out=24, inputs=40, samples=200), pattern=op.PerLayer(400))
+    exact, loose = (op.ADMM(rho=0.05, check_every=1, patience=2, settling=s).run(problem) for s in (0.0, 0.02))
+    assert loose.steps < exact.steps
+    assert float(problem.objective(loose.matrix)) <= 1.02 * float(problem.objective(exact.matrix))
+
+
+def test_a_rough_refit_says_how_rough_and_costs_its_square():
+    """On a layer large and easy enough for conjugate gradients."""
+    problem = L0LeastSquares.from_layer(*data(6, out=128, inputs=160, samples=640), pattern=op.PerRow(80))
+    exact, rough = (op.ADMM(refit_tolerance=t, check_every=5).run(problem) for t in (1e-8, 1e-3))
+    assert 0 < exact.info["refit_residual"] <= 1e-8 < rough.info["refit_residual"] <= 1e-3
+    assert bool(((exact.matrix != 0) == (rough.matrix != 0)).all())
+    excess = float(problem.objective(rough.matrix)) / float(problem.objective(exact.matrix)) - 1
+    assert 0 < excess <= 1e-4
 
 
 def test_rank_deficient_rows_are_counted():
