@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from optprune.certify._tighten import margin, search_precision
+from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.linalg import diagonal_blocks
-from optprune.numerics.rounding import UNIT
 from optprune.patterns import NOfM
 from optprune.problems.least_squares import L0LeastSquares
 
@@ -31,6 +32,9 @@ SHRINK = 0.4
 
 CONJUGATE_STEPS = 8
 """Steps for a Newton direction; 20 gain little, 3 lose much."""
+
+ROUNDS = (5, 8)
+"""Fewer rounds than the first are not worth while, more than the second gain little."""
 
 FITS = 4
 """Majorisation steps per round."""
@@ -113,9 +117,8 @@ class Blocks:
         f = torch.linalg.cholesky(k)
         matrix = self.sandwich(f, self.rest(d))
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        factor, _ = torch.linalg.cholesky_ex(matrix)
-        target = (f.mT @ self.cut(self.b).unsqueeze(-1)).view(len(d), -1, 1)
-        y = torch.cholesky_solve(target, factor).view(*f.shape[:-1], 1)
+        target = (f.mT @ self.cut(self.b).unsqueeze(-1)).view(len(d), -1)
+        y = solve(blocked_cholesky(matrix), target).view(*f.shape[:-1], 1)
         u = (f @ y).view_as(self.b)
         slope = torch.linalg.solve_triangular(f.mT, y, upper=True).squeeze(-1)  # $K^{-1} u$
         parts = (pieces @ slope[:, :, None, :, None]).squeeze(-1)
@@ -152,10 +155,10 @@ class Blocks:
         l = torch.linalg.cholesky(d)
         c = l.mT @ gain @ l
         mean = c.diagonal(dim1=-2, dim2=-1).mean((-2, -1))
-        c = torch.where(mean > 0, 1 / mean.clamp_min(1e-300), 0.0)[:, None, None, None] * c
+        c = torch.where(mean > 0, 1 / mean.clamp_min(torch.finfo(c.dtype).tiny), 0.0)[:, None, None, None] * c
         safe = self.rest(d)
-        safe.diagonal(dim1=-2, dim2=-1).sub_(16 * (len(self.gram) + 4) ** 2 * UNIT)  # room for the proof
-        factor = torch.linalg.cholesky(safe)
+        safe.diagonal(dim1=-2, dim2=-1).sub_(margin(len(self.gram), d.dtype))
+        factor = blocked_cholesky(safe)
         n = self.sandwich(l, torch.cholesky_inverse(factor))
         mu = weight[:, None, None, None]
         blocks = diagonal_blocks(n, self.size)
@@ -171,11 +174,11 @@ class Blocks:
             change = length[:, None, None, None] * theta
             trial = safe.clone()
             diagonal_blocks(trial, self.size).sub_(length[:, None, None, None] * move)
-            factor, failed = torch.linalg.cholesky_ex(trial)
+            factor = blocked_cholesky(trial)
             inner, wrong = torch.linalg.cholesky_ex(eye + change)
             rise = (c * (change - change @ change / 4)).sum((-3, -2, -1))
             rise = rise + weight * (_log_det(factor) - before + _log_det(inner).sum(-1))
-            accepted |= (failed == 0) & (wrong == 0).all(-1) & (rise >= 0.2 * length * promise)
+            accepted |= (wrong == 0).all(-1) & (rise >= 0.2 * length * promise)  # not where the factor is NaN
             if bool(accepted.all()):
                 break
             length = torch.where(accepted, length, 0.6 * length)
@@ -194,7 +197,7 @@ class Blocks:
         columns = n.view(len(n), -1, *c.shape[1:3]).transpose(1, 2).contiguous()
         nd, cd = n.diagonal(dim1=-2, dim2=-1).view(c.shape[:-1]), c.diagonal(dim1=-2, dim2=-1)
         scale = 1 / (mu * (1 + nd.unsqueeze(-1) * nd.unsqueeze(-2)) + 0.25 * (cd.unsqueeze(-1) + cd.unsqueeze(-2)))
-        theta = torch.zeros_like(slope)
+        theta, tiny = torch.zeros_like(slope), torch.finfo(slope.dtype).tiny
         residual, direction = slope, scale * slope
         size = (residual * direction).sum((-3, -2, -1), keepdim=True)
         for _ in range(CONJUGATE_STEPS):
@@ -202,12 +205,12 @@ class Blocks:
             image = columns.mT @ moved
             image = 0.5 * (image + image.mT)
             image = mu * (direction + image) + 0.25 * (c @ direction + direction @ c)
-            length = size / (direction * image).sum((-3, -2, -1), keepdim=True).clamp_min(1e-300)
+            length = size / (direction * image).sum((-3, -2, -1), keepdim=True).clamp_min(tiny)
             theta = theta + length * direction
             residual = residual - length * image
             ahead = scale * residual
             new = (residual * ahead).sum((-3, -2, -1), keepdim=True)
-            direction, size = ahead + new / size.clamp_min(1e-300) * direction, new
+            direction, size = ahead + new / size.clamp_min(tiny) * direction, new
         return theta
 
 
@@ -235,8 +238,8 @@ def tighten_blocks(
         The best minorants found, and the points that go with them.
     """
     count = len(blocks.choices)
-    covered = (blocks.cut((start != 0).double()).unsqueeze(-2) @ blocks.spots.sum(-1).mT).squeeze(-2)
-    shares = torch.nn.functional.one_hot(covered.argmax(-1), count).double()
+    covered = (blocks.cut((start != 0).to(start)).unsqueeze(-2) @ blocks.spots.sum(-1).mT).squeeze(-2)
+    shares = torch.nn.functional.one_hot(covered.argmax(-1), count).to(start)
     best = torch.full_like(blocks.energy, -torch.inf)
     record, point = d, start
     weight = torch.ones_like(best)
@@ -267,17 +270,18 @@ def strengthen_groups(
     problem: L0LeastSquares,
     minorant: Float[Tensor, " in"],
     start: Float[Tensor, "out in"],
-    rounds: int,
+    effort: float,
     tolerance: float = 0.01,
     memory: int = 2**24,
-) -> tuple[Float[Tensor, "out groups size size"], Float[Tensor, "out in"]]:
-    r"""Block-diagonal minorants for each row, and a point of linearisation, whose bound is near the best.
+) -> tuple[Float[Tensor, "out groups size size"], Float[Tensor, "out in"]] | None:
+    r"""Block-diagonal minorants for each row, and a point of linearisation, whose bound is near the best; None where
+    the effort does not allow enough rounds to make them better than diagonal ones.
 
     Args:
         problem: with an n of m pattern.
         minorant: as `scaled_minorant` gives it, positive on the live inputs.
         start: a good weight.
-        rounds: most rounds; one takes about `6 * out * in**3` operations.
+        effort: floating-point operations that may be spent; a round takes about `6 * out * in**3`.
         tolerance: stop when a round raises the bound by less than this fraction of the objective at `start`.
         memory: bytes for the matrices of a chunk of rows.
     """
@@ -287,17 +291,22 @@ def strengthen_groups(
     gram = problem.gram + torch.diag(torch.where(live, 0.0, 1.0).to(problem.gram))
     unit = gram.diagonal().rsqrt()
     gram, b = gram * unit[:, None] * unit, torch.where(live, problem.linear, 0.0) * unit
-    delta = torch.where(live, 0.6 * minorant * unit.square(), 0.5).view(-1, pattern.m)
+    feasible = minorant[live] * unit[live].square()
+    dtype, time = search_precision(feasible)
+    rounds = int(min(ROUNDS[1], effort / (time * 6.0 * rows * len(gram) ** 3)))
+    if rounds < ROUNDS[0]:
+        return None
+    delta = torch.where(live, 0.6 * minorant * unit.square(), 0.5).to(dtype).view(-1, pattern.m)
     choices = choices_of(pattern, gram.device)
-    spots = torch.nn.functional.one_hot(choices, pattern.m).to(gram).mT.contiguous()
+    spots = torch.nn.functional.one_hot(choices, pattern.m).to(delta).mT.contiguous()
     growth = 2 * tolerance * float(problem.objective(start))
     found = []
-    for part in torch.arange(rows, device=gram.device).split(max(1, memory // (40 * len(gram) ** 2))):
-        blocks = Blocks(gram, b[part], problem.energy[part], spots, choices, pattern.m)
+    for part in torch.arange(rows, device=gram.device).split(max(1, memory // (5 * dtype.itemsize * len(gram) ** 2))):
+        blocks = Blocks(gram.to(dtype), b[part].to(dtype), problem.energy[part].to(dtype), spots, choices, pattern.m)
         d = torch.diag_embed(delta).expand(len(part), -1, -1, -1)
-        d, u = tighten_blocks(blocks, d, torch.where(live, start[part], 0.0) / unit, growth * len(part) / rows, rounds)
-        found.append((d, u))
-    d, u = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        first = (torch.where(live, start[part], 0.0) / unit).to(dtype)
+        found.append(tighten_blocks(blocks, d, first, growth * len(part) / rows, rounds))
+    d, u = (torch.cat(tensors).double() for tensors in zip(*found, strict=True))
     d = d / diagonal_blocks(unit[:, None] * unit, pattern.m)
     alive = live.view(-1, pattern.m)
     d = torch.where(alive[:, :, None] & alive[:, None, :], (d + d.mT) / 2, 0.0)

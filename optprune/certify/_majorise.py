@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.certify._perspective import Perspective
+from optprune.numerics.blocked import blocked_cholesky, solve
 
 
 def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int = 2**24) -> Float[Tensor, "out live"]:
@@ -17,15 +18,15 @@ def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int 
     $x = Z^{1/2} (I + Z^{1/2} A Z^{1/2})^{-1} Z^{1/2} b$, well conditioned for every $z$.
     """
     size = shares.shape[1]
-    rows = max(1, memory // (16 * size * size))
+    rows = max(1, memory // (2 * shares.dtype.itemsize * size * size))
     root = shares.sqrt()
     outer = root / relaxation.root
     parts = []
     for part, scale, b in zip(root.split(rows), outer.split(rows), relaxation.b.split(rows), strict=True):
         matrix = relaxation.gram * scale[:, :, None] * scale[:, None, :]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0 - part.square())
-        factor, _ = torch.linalg.cholesky_ex(matrix)
-        parts.append(part * torch.cholesky_solve((part * b).unsqueeze(-1), factor).squeeze(-1))
+        factor = blocked_cholesky(matrix)
+        parts.append(part * solve(factor, part * b))
     return torch.cat(parts)
 
 
@@ -45,7 +46,8 @@ def fill(
     norms = relaxation.norms(x)
     if shares is not None:
         before = relaxation.pattern.units(relaxation.widen(shares)).amax(-1)
-        norms = norms * torch.where(before > 0, norms / before.clamp_min(1e-300), 0.0) ** (relaxed - 1)
+        slope = torch.where(before > 0, norms / before.clamp_min(torch.finfo(before.dtype).tiny), 0.0)
+        norms = norms * slope ** (relaxed - 1)
     return relaxation.spread(_fill(norms, relaxation.kept()))
 
 

@@ -90,6 +90,11 @@ class Perspective:
         root = delta.sqrt()
         return replace(self, root=root, b=self.b * self.root / root)
 
+    def to(self, dtype: torch.dtype) -> Perspective:
+        """The same relaxation in another precision."""
+        changed = {name: getattr(self, name).to(dtype) for name in ("unit", "gram", "root", "b", "energy")}
+        return replace(self, **changed)
+
     @property
     def minorant(self) -> Float[Tensor, "*out in"]:
         """The minorants in the layer's own scaling, 0 on dead inputs."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from optprune.certify._majorise import fill, fit
 from optprune.certify._perspective import Perspective
+from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.rounding import UNIT
 
 FLOORS = (0.1, 1e-3)
@@ -24,6 +25,24 @@ FITS = 3
 
 POLISH = 8
 """Most majorisation steps at the end, when the minorants no longer move."""
+
+WORTHWHILE = 128
+"""Inputs from which on a search in float32 saves time."""
+
+
+def margin(size: int, dtype: torch.dtype) -> float:
+    """What is kept free below the smallest eigenvalue, at a unit diagonal: for the proof in float64, and for the
+    rounding of a search in float32, whose factors of `size` columns are right to about half of it.
+    """
+    return 16 * (size + 4) ** 2 * UNIT if dtype == torch.float64 else 2 * size * torch.finfo(dtype).eps
+
+
+def search_precision(delta: Float[Tensor, " live"]) -> tuple[torch.dtype, float]:
+    """float32 where that pays and its margin costs less than half a percent of a feasible minorant, given at a unit
+    diagonal; and the share of the time in float64 that a step then takes.
+    """
+    rough = len(delta) >= WORTHWHILE and margin(len(delta), torch.float32) <= 0.005 * float(delta.amin())
+    return (torch.float32, 0.4) if rough else (torch.float64, 1.0)
 
 
 def tighten(
@@ -63,7 +82,7 @@ def tighten(
     """
     size = relaxation.gram.shape[0]
     safe = relaxation.gram.clone()
-    safe.diagonal().sub_(16 * (size + 4) ** 2 * UNIT)  # room for the proof in floating point
+    safe.diagonal().sub_(margin(size, safe.dtype))
     groups = len(start) if own else 1
     delta = (0.6 * relaxation.root.square()).expand(groups, size)
     weight = torch.ones(groups, dtype=start.dtype, device=start.device)
@@ -133,7 +152,7 @@ def _ascend(
     mean = gain.mean(-1, keepdim=True)
     # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
     gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
-    rows = max(1, memory // (40 * gram.shape[0] ** 2))
+    rows = max(1, memory // (5 * gram.dtype.itemsize * gram.shape[0] ** 2))
     parts = [
         _newton(gram, *chunk) for chunk in zip(*(x.split(rows) for x in (delta, gain, weight, length)), strict=True)
     ]
@@ -152,23 +171,25 @@ def _newton(
 
     The search begins a little above the `last` length: a trial costs a factorisation.
     """
-    factor = torch.linalg.cholesky(_without(gram, delta))
+    factor = blocked_cholesky(_without(gram, delta))
     inverse = torch.cholesky_inverse(factor)
     mu = weight[:, None]
     slope = gain - mu * (inverse.diagonal(dim1=-2, dim2=-1) * delta - 1)
     hessian = inverse.square_().mul_((mu * delta)[:, :, None]).mul_(delta[:, None, :])
     hessian.diagonal(dim1=-2, dim2=-1).add_(mu + 0.5 * gain)
-    step = torch.cholesky_solve(slope.unsqueeze(-1), torch.linalg.cholesky(hessian)).squeeze(-1)
+    step = solve(blocked_cholesky(hessian), slope)
+    # A row whose barrier has become too weak for the precision stays where it is.
+    step = torch.where(step.isfinite().all(-1, keepdim=True), step, 0.0)
     promise = (step * slope).sum(-1)
     before = _log_det(factor)
     length = torch.minimum(0.95 / (-step).amax(-1).clamp_min(1e-9), 1.7 * last).clamp_max(1.0)
     accepted = torch.zeros_like(length, dtype=torch.bool)
     for _ in range(12):
         change = length[:, None] * step
-        factor, failed = torch.linalg.cholesky_ex(_without(gram, delta * (1 + change)))
+        factor = blocked_cholesky(_without(gram, delta * (1 + change)))
         rise = (gain * (change - change.square() / 4)).sum(-1)
         rise = rise + weight * (_log_det(factor) - before + torch.log1p(change).sum(-1))
-        accepted |= (failed == 0) & (rise >= 0.2 * length * promise)
+        accepted |= rise >= 0.2 * length * promise  # not where the factor is NaN
         if bool(accepted.all()):
             break
         length = torch.where(accepted, length, 0.6 * length)

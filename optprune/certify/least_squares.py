@@ -23,7 +23,7 @@ from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._mask_only import keeps_the_dense_weights, relax_mask
 from optprune.certify._perspective import Perspective, scaled_minorant
-from optprune.certify._tighten import tighten
+from optprune.certify._tighten import search_precision, tighten
 from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
 from optprune.numerics.rounding import SMALLEST, UNIT, gamma
@@ -47,20 +47,26 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
     informative again, for the damped objective.
 
-    What limits the bound is the family of minorants and not the search, in which six times the rounds gain one to
-    three points. The gap that `tests/benchmarks/bench_l0_bounds.py` measures is 1 to 2 % on isotropic inputs (256 x
-    256), 3 % at half the weights to 16 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to
-    78 % on the same layer undamped, of condition 4e9. On 20 inputs of that layer the best diagonal minorant (by a
-    semidefinite program) proves 66 % of the best objective known at 10 kept weights and 28 % at 3, blocks for all pairs
-    of inputs 80 and 54 %. Branching on single weights gains less than a point with 32 leaves for each row.
+    What limits the bound is the family of minorants and not the search. The gap that
+    `tests/benchmarks/bench_l0_bounds.py` measures is 1 to 2 % on isotropic inputs (256 x 256), 3 % at half the weights
+    to 16 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same layer undamped,
+    of condition 4e9. On 512 inputs with eigenvalues 1/j it is 15 % at half the weights and 19 to 21 % at a fifth and a
+    tenth; carried on until it stands still, the search ends at 13, 17 and 19 % there, while the objective is within
+    half a percent of what thirty restarts of the exchange search find, no weight is proved zero or kept, and branching
+    on single weights gains less than a point with 32 leaves for each row. What would help is known: a minorant that is
+    a sum of 2 x 2 blocks for overlapping pairs of inputs. By conic programs on 26 inputs with eigenvalues 1/j, all
+    pairs take the bound from 94 to 98 % (5 kept) and from 96.4 to 99.6 % (13 kept) of the best objective, the 104 most
+    correlated pairs half of that way; on 20 inputs of the digits layer from 66 to 80 % (10 kept) and from 28 to 54 %
+    (3 kept). No search that does this for hundreds of inputs and rows is here.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
     `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
     is a mask times the dense one, `mask_only_lower_bound` is below every such weight: what a better mask could reach.
 
     Attributes:
-        effort: floating-point operations that may go into the evidence; a core makes 5e9 to 1e10 of them in a second.
-            A bound of less effort is as valid, and weaker.
+        effort: floating-point operations that may go into the evidence, in float64; a core makes 5e9 to 1e10 of them
+            in a second. Well-conditioned layers are searched in float32, where they count less. A bound of less effort
+            is as valid, and weaker.
         tolerance: the search ends when a round raises the bound by less than this fraction of the objective. The
             default ends after four to six rounds, at most two points of the gap above where they lead.
 
@@ -82,11 +88,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
         minorant = scaled_minorant(problem.gram)
         if bool((minorant > 0).any()) and enumerable(problem.pattern):
-            rows, columns = problem.shape
-            rounds = int(min(BLOCK_ROUNDS[1], self.effort / (6.0 * rows * columns**3)))
-            if rounds >= BLOCK_ROUNDS[0]:
-                blocks, point = strengthen_groups(problem, minorant, matrix, rounds, self.tolerance)
-                return {"blocks": blocks, "point": point}
+            found = strengthen_groups(problem, minorant, matrix, self.effort, self.tolerance)
+            if found is not None:
+                return {"blocks": found[0], "point": found[1]}
         minorant, point = strengthen(problem, minorant, matrix, self.effort, self.tolerance)
         evidence = {"minorant": minorant, "point": point}
         if keeps_the_dense_weights(problem, matrix):
@@ -136,8 +140,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}, theorem
 
 
-BLOCK_ROUNDS = (5, 8)
-OWN_ROUNDS = (5, 7)
+OWN_ROUNDS = (5, 10)
 SHARED_ROUNDS = (8, 20)
 """Fewer rounds than the first are not worth while, more than the second gain little."""
 
@@ -174,12 +177,14 @@ def strengthen(
         return minorant, start  # the optimum is 0, and so is the bound that needs no proof
     relaxation = Perspective.of(problem, minorant)
     rows, columns = relaxation.b.shape
-    x = relaxation.enter(start)
+    dtype, time = search_precision(relaxation.root.square())
+    rough = relaxation.to(dtype)
     for (least, most), own, cost in ((OWN_ROUNDS, True, 3.0), (SHARED_ROUNDS, False, 1.0)):
-        rounds = int(min(most, effort / (cost * rows * columns**3)))
+        rounds = int(min(most, effort / (time * cost * rows * columns**3)))
         if rounds >= least:
-            relaxation, x = tighten(relaxation, x, growth, rounds=rounds, own=own)
-            return relaxation.minorant, relaxation.leave(x)
+            found, x = tighten(rough, rough.enter(start.to(rough.b.dtype)), growth, rounds=rounds, own=own)
+            return found.minorant.double(), found.leave(x).double()
+    x = relaxation.enter(start)
     steps = int(min(2000, max(50, effort / (2 * rows * columns**2))))
     return minorant, relaxation.leave(accelerate(relaxation, x, 0.1 * growth, max_steps=steps))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import optprune as op
 from optprune.bounds.minorant import minorant_bound
-from optprune.certify import LeastSquaresChecker, certify, recheck
+from optprune.certify import LeastSquaresChecker, _tighten, certify, recheck
 from optprune.certify._accelerate import accelerate
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import proves_minorant, strengthen
@@ -133,6 +133,24 @@ def test_groups_get_blocks_that_tighten_the_bound():
         assert recheck(problem, start, evidence | {"blocks": forged}).lower_bound == 0.0
     shared = {"blocks": 0.5 * evidence["blocks"].amin(0) * torch.eye(4), "point": evidence["point"]}
     assert recheck(problem, start, shared).lower_bound <= optimum(problem)
+
+
+@pytest.mark.parametrize("pattern", [op.PerRow(40), op.PerLayer(240), op.NOfM(2, 4)], ids=repr)
+def test_a_search_in_single_precision_loses_next_to_nothing(pattern, monkeypatch):
+    """Well-conditioned inputs, which are searched in float32; the evidence is proved in float64 either way."""
+    rng = torch.Generator().manual_seed(5)
+    inputs = torch.randn(600, 132, generator=rng, dtype=torch.float64)
+    inputs[:, 17] = 0.0
+    weight = torch.randn(6, 132, generator=rng, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(weight, inputs, pattern)
+    start = op.ADMM().run(problem).matrix
+    single, evidence = certify(problem, start)
+    assert all(tensor.dtype == torch.float64 for tensor in evidence.values())
+    monkeypatch.setattr(_tighten, "WORTHWHILE", 10**9)
+    double, _ = certify(problem, start)
+    assert single.lower_bound == pytest.approx(double.lower_bound, rel=5e-3)
+    assert single.lower_bound != double.lower_bound
+    assert single.relative_gap < 0.2
 
 
 def test_the_bound_without_its_minorant_proof_would_be_wrong():
