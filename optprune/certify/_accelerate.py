@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.certify._perspective import Best, Perspective
-from optprune.numerics.linalg import spectral_norm
 
 
 def accelerate(
@@ -35,7 +34,7 @@ def accelerate(
         Beck & Teboulle 2009; restart: O'Donoghue & Candes 2015.
     """
     curvature = relaxation.curvature()
-    lipschitz = 2 * spectral_norm(curvature).clamp_min(torch.finfo(start.dtype).tiny)
+    lipschitz = 2 * _largest(curvature).clamp_min(torch.finfo(start.dtype).tiny)
     step = Proximal(relaxation, lipschitz)
     x = y = start
     xa = ya = x @ curvature
@@ -57,6 +56,17 @@ def accelerate(
                 break
     assert best.point is not None
     return best.point
+
+
+def _largest(matrix: Float[Tensor, "d d"], steps: int = 30, width: int = 8) -> Float[Tensor, ""]:
+    """A little more than the largest eigenvalue of a positive semidefinite matrix, by power iteration on a few vectors.
+    Steps that are somewhat too long cost a restart and not the bound.
+    """
+    rng = torch.Generator(matrix.device).manual_seed(0)
+    vectors = torch.randn(len(matrix), width, generator=rng, dtype=matrix.dtype, device=matrix.device)
+    for _ in range(steps):
+        vectors = matrix @ torch.linalg.qr(vectors).Q
+    return 1.05 * torch.linalg.matrix_norm(vectors, ord=2)
 
 
 @runtime_checkable
@@ -92,22 +102,35 @@ class Proximal:
     def _shares(
         self, norms: Float[Tensor, "budgets units"], offset: Tensor, rounds: int = 20
     ) -> Float[Tensor, "budgets units"]:
-        """Safeguarded Newton on the total of z, monotone and piecewise linear in sigma; every total gives a bound."""
+        """Safeguarded Newton on the total of z, monotone and piecewise linear in sigma; every total gives a bound.
+        Budgets that are met leave the search, of which a layer of small groups has many.
+        """
         positive = norms > 0
         largest = norms.amax(-1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
         smallest = torch.where(positive, norms, torch.inf).amin(-1, keepdim=True).clamp_max(largest)
         free = positive.sum(-1, keepdim=True) <= self.kept
         low, high = offset / largest, (1 + offset) / smallest
-        sigma = high if self.sigma is None else self.sigma.clamp(low, high)
+        found = high if self.sigma is None else self.sigma.clamp(low, high)
+        kept = torch.as_tensor(self.kept, dtype=norms.dtype, device=norms.device).expand_as(found)
+        rest = (~free).nonzero()[:, 0]
+        part, budget, low, high, sigma = (x[rest] for x in (norms, kept, low, high, found))
         for _ in range(rounds):
-            z = (sigma * norms - offset).clamp(0, 1)
-            excess = z.sum(-1, keepdim=True) - self.kept
+            z = (sigma * part - offset).clamp(0, 1)
+            excess = z.sum(-1, keepdim=True) - budget
+            going = (excess.abs() > 1e-6 * (1 + budget))[:, 0]
+            count = int(going.sum())
+            if 2 * count <= len(part):
+                found[rest] = sigma
+                if not count:
+                    break
+                rest, part, budget, low, high, sigma, z, excess = (
+                    x[going] for x in (rest, part, budget, low, high, sigma, z, excess)
+                )
             low, high = torch.where(excess < 0, sigma, low), torch.where(excess >= 0, sigma, high)
-            if bool((free | (excess.abs() <= 1e-6 * (1 + self.kept))).all()):
-                break
-            slope = torch.where((z > 0) & (z < 1), norms, 0.0).sum(-1, keepdim=True)
+            slope = torch.where((z > 0) & (z < 1), part, 0.0).sum(-1, keepdim=True)
             newton = sigma - excess / slope
             inside = (newton > low) & (newton < high)
             sigma = torch.where(inside, newton, (low * high).sqrt())
-        self.sigma = sigma
-        return torch.where(free, positive.to(norms.dtype), (sigma * norms - offset).clamp(0, 1))
+        found[rest] = sigma
+        self.sigma = found
+        return torch.where(free, positive.to(norms.dtype), (found * norms - offset).clamp(0, 1))

@@ -135,6 +135,29 @@ def test_groups_get_blocks_that_tighten_the_bound():
     assert recheck(problem, start, shared).lower_bound <= optimum(problem)
 
 
+@pytest.mark.parametrize("pattern", [op.PerRow(6), op.PerLayer(48), op.Columns(6)], ids=repr)
+def test_large_layers_get_one_minorant_that_is_better_than_the_scaled_one(pattern):
+    """With an effort that allows gradient steps and one factorisation now and then, but none for each row."""
+    rng = torch.Generator().manual_seed(4)
+    correlation = 0.8 ** (torch.arange(24)[:, None] - torch.arange(24)).abs().double()
+    inputs = torch.randn(200, 24, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(correlation).mT
+    inputs = inputs * torch.logspace(-2, 2, 24, dtype=torch.float64)
+    inputs[:, 3] = 0.0
+    weight = torch.randn(8, 24, generator=rng, dtype=torch.float64) * torch.logspace(2, -2, 24, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(weight, inputs, pattern)
+    start = op.ADMM().run(problem).matrix
+    shared = scaled_minorant(problem.gram)
+    relaxation = Perspective.of(problem, shared)
+    growth = 1e-6 * float(problem.objective(start))
+    point = relaxation.leave(accelerate(relaxation, relaxation.enter(start), growth))
+    plain = recheck(problem, start, {"minorant": shared, "point": point})
+    better, evidence = certify(problem, start, checker=LeastSquaresChecker(effort=8.0 * 23**3 * 8 - 1))
+    assert evidence["minorant"].shape == (24,)
+    assert evidence["minorant"][3] == 0
+    assert plain.lower_bound < better.lower_bound <= better.objective
+    assert better.gap < 0.98 * plain.gap
+
+
 @pytest.mark.parametrize("pattern", [op.PerRow(40), op.PerLayer(240), op.NOfM(2, 4)], ids=repr)
 def test_a_search_in_single_precision_loses_next_to_nothing(pattern, monkeypatch):
     """Well-conditioned inputs, which are searched in float32; the evidence is proved in float64 either way."""
