@@ -81,14 +81,18 @@ def test_rows_with_minorants_of_their_own_are_proved_one_by_one():
     assert recheck(problem, problem.dense, evidence | {"minorant": forged}).lower_bound == 0.0
 
 
+def correlated(rng, size, neighbour):
+    """200 normal samples whose inputs j and k have the correlation neighbour ** |j - k|."""
+    correlation = neighbour ** (torch.arange(size)[:, None] - torch.arange(size)).abs().double()
+    return torch.randn(200, size, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(correlation).mT
+
+
 @pytest.mark.parametrize("pattern", [op.PerRow(4), op.PerLayer(48), op.NOfM(2, 4), op.Columns(8)], ids=repr)
 def test_minorants_of_the_rows_own_tighten_the_bound(pattern):
     """Correlated inputs: the shared scaled minorant leaves a gap that the rows' own close by a good part."""
     rng = torch.Generator().manual_seed(3)
-    d = 16
-    correlation = 0.7 ** (torch.arange(d)[:, None] - torch.arange(d)).abs().double()
-    inputs = torch.randn(200, d, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(correlation).mT
-    weight = torch.randn(12, d, generator=rng, dtype=torch.float64)
+    inputs = correlated(rng, 16, 0.7)
+    weight = torch.randn(12, 16, generator=rng, dtype=torch.float64)
     problem = L0LeastSquares.from_layer(weight, inputs, pattern)
     start = op.ADMM().run(problem).matrix
     shared = scaled_minorant(problem.gram)
@@ -116,8 +120,7 @@ def test_every_effort_gives_a_valid_bound_and_more_effort_a_better_one():
 def test_groups_get_blocks_that_tighten_the_bound():
     """Correlated inputs, 2:4: blocks close a good part of the gap that diagonal minorants of the rows' own leave."""
     rng = torch.Generator().manual_seed(3)
-    correlation = 0.7 ** (torch.arange(16)[:, None] - torch.arange(16)).abs().double()
-    inputs = torch.randn(200, 16, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(correlation).mT
+    inputs = correlated(rng, 16, 0.7)
     inputs[:, 5] = 0.0
     problem = L0LeastSquares.from_layer(torch.randn(12, 16, generator=rng, dtype=torch.float64), inputs, op.NOfM(2, 4))
     start = op.Portfolio().run(problem).matrix
@@ -139,9 +142,7 @@ def test_groups_get_blocks_that_tighten_the_bound():
 def test_large_layers_get_one_minorant_that_is_better_than_the_scaled_one(pattern):
     """With an effort that allows gradient steps and one factorisation now and then, but none for each row."""
     rng = torch.Generator().manual_seed(4)
-    correlation = 0.8 ** (torch.arange(24)[:, None] - torch.arange(24)).abs().double()
-    inputs = torch.randn(200, 24, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(correlation).mT
-    inputs = inputs * torch.logspace(-2, 2, 24, dtype=torch.float64)
+    inputs = correlated(rng, 24, 0.8) * torch.logspace(-2, 2, 24, dtype=torch.float64)
     inputs[:, 3] = 0.0
     weight = torch.randn(8, 24, generator=rng, dtype=torch.float64) * torch.logspace(2, -2, 24, dtype=torch.float64)
     problem = L0LeastSquares.from_layer(weight, inputs, pattern)
