@@ -165,6 +165,9 @@ class Blocks:
         eye = torch.eye(self.size, dtype=d.dtype, device=d.device)
         slope = c - mu * (blocks - eye)
         theta = self._newton(n, c, mu, slope)
+        # A row whose barrier has become too weak for the precision stays where it is.
+        possible = theta.isfinite().flatten(1).all(-1)
+        theta = torch.where(possible[:, None, None, None], theta, 0.0)
         promise = (theta * slope).sum((-3, -2, -1))
         before = _log_det(factor)
         length = torch.ones_like(weight)
@@ -249,7 +252,8 @@ def tighten_blocks(
         for _ in range(FITS):
             shares = (shares + floor / count) / (1 + floor)
             u, parts, new = blocks.fit(d, pieces, shares)
-            used, shares = shares, new
+            # Where the precision was not enough for a fit the shares stay, and the value below is NaN.
+            used, shares = shares, torch.where(new.isfinite(), new, shares)
         value = blocks.value(d, pieces, u)
         better = value > best
         best = torch.where(better, value, best)

@@ -39,10 +39,10 @@ def margin(size: int, dtype: torch.dtype) -> float:
 
 
 def search_precision(delta: Float[Tensor, " live"]) -> tuple[torch.dtype, float]:
-    """float32 where that pays and its margin costs less than half a percent of a feasible minorant, given at a unit
-    diagonal; and the share of the time in float64 that a step then takes.
+    """float32 where that pays and its margin is less than a percent of a feasible minorant, given at a unit diagonal,
+    which costs a tenth of that in the bound; and the share of the time in float64 that a step then takes.
     """
-    rough = len(delta) >= WORTHWHILE and margin(len(delta), torch.float32) <= 0.005 * float(delta.amin())
+    rough = len(delta) >= WORTHWHILE and margin(len(delta), torch.float32) <= 0.01 * float(delta.amin())
     return (torch.float32, 0.4) if rough else (torch.float64, 1.0)
 
 

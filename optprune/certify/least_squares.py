@@ -186,7 +186,7 @@ def strengthen(
             found, x = tighten(rough, rough.enter(start.to(rough.b.dtype)), growth, rounds=rounds, own=own)
             return found.minorant.double(), found.leave(x).double()
     # Products with one large matrix are several times as fast as factorisations of many, and bear float32 better.
-    dtype, time = (torch.float32, 0.2) if float(relaxation.root.square().amin()) >= 1e-3 else (torch.float64, 0.4)
+    dtype, time = (torch.float32, 0.25) if float(relaxation.root.square().amin()) >= 1e-3 else (torch.float64, 0.5)
     steps = int(effort / (time * 2 * rows * columns**2))
     x = relaxation.enter(start)
     if steps >= TOGETHER_STEPS:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import optprune as op
 from optprune.bounds.minorant import minorant_bound
-from optprune.certify import LeastSquaresChecker, _tighten, certify, recheck
+from optprune.certify import LeastSquaresChecker, _blocks, _tighten, certify, least_squares, recheck
 from optprune.certify._accelerate import accelerate
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import proves_minorant, strengthen
@@ -175,6 +175,22 @@ def test_a_search_in_single_precision_loses_next_to_nothing(pattern, monkeypatch
     assert single.lower_bound == pytest.approx(double.lower_bound, rel=5e-3)
     assert single.lower_bound != double.lower_bound
     assert single.relative_gap < 0.2
+
+
+@pytest.mark.parametrize("decay", [2.0, 4.0])
+@pytest.mark.parametrize("pattern", [op.PerRow(20), op.NOfM(2, 4)], ids=repr)
+def test_a_search_too_rough_for_its_layer_ends_with_a_valid_bound(pattern, decay, monkeypatch):
+    """Float32 forced upon layers whose condition it is not chosen for."""
+    rng = torch.Generator().manual_seed(6)
+    turn = torch.linalg.qr(torch.randn(40, 40, generator=rng, dtype=torch.float64)).Q
+    inputs = torch.randn(200, 40, generator=rng, dtype=torch.float64) * torch.logspace(0, -decay, 40) @ turn
+    weight = torch.randn(4, 40, generator=rng, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(weight, inputs, pattern)
+    start = op.ADMM().run(problem).matrix
+    for module in (_blocks, least_squares):
+        monkeypatch.setattr(module, "search_precision", lambda delta: (torch.float32, 0.4))
+    certificate, _ = certify(problem, start)
+    assert 0 <= certificate.lower_bound <= certificate.objective
 
 
 def test_the_bound_without_its_minorant_proof_would_be_wrong():
