@@ -39,10 +39,12 @@ def margin(size: int, dtype: torch.dtype) -> float:
 
 
 def search_precision(delta: Float[Tensor, " live"]) -> tuple[torch.dtype, float]:
-    """float32 where that pays and its margin is less than a percent of a feasible minorant, given at a unit diagonal,
-    which costs a tenth of that in the bound; and the share of the time in float64 that a step then takes.
+    """float32 where that pays and its margin is at most a percent of the median of a feasible minorant, given at unit
+    diagonal, and a tenth of the least; the bound then loses up to two thousandths. And the share of the time in
+    float64 that a step takes.
     """
-    rough = len(delta) >= WORTHWHILE and margin(len(delta), torch.float32) <= 0.01 * float(delta.amin())
+    kept = margin(len(delta), torch.float32)
+    rough = len(delta) >= WORTHWHILE and kept <= 0.01 * float(delta.median()) and kept <= 0.1 * float(delta.amin())
     return (torch.float32, 0.4) if rough else (torch.float64, 1.0)
 
 
