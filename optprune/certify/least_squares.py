@@ -48,9 +48,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     informative again, for the damped objective.
 
     What limits the bound is the family of minorants and not the search. The gap that
-    `tests/benchmarks/bench_l0_bounds.py` measures is 1 to 2 % on isotropic inputs (256 x 256), 3 % at half the weights
-    to 16 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same layer undamped,
-    of condition 4e9. On 512 inputs with eigenvalues 1/j it is 15 % at half the weights and 19 to 21 % at a fifth and a
+    `tests/benchmarks/bench_l0_bounds.py` measures is 2 % on isotropic inputs (256 x 256), 3 % at half the weights to
+    16 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same layer undamped, of
+    condition 4e9. On 512 inputs with eigenvalues 1/j it is 15 % at half the weights and 19 and 20 % at a fifth and a
     tenth; carried on until it stands still, the search ends at 13, 17 and 19 % there, while the objective is within
     half a percent of what thirty restarts of the exchange search find, no weight is proved zero or kept, and branching
     on single weights gains less than a point with 32 leaves for each row. What would help is known: a minorant that is
