@@ -128,7 +128,7 @@ def tighten_together(
         start: a good weight.
         growth: stop when a round raises twice the bound by less than this.
         rounds: most rounds.
-        steps: gradient steps in all; half of them are for the last minorant.
+        steps: gradient steps in all; a quarter of them are for the first minorant, half of them for the last.
         dtype: their precision.
     """
     size = relaxation.gram.shape[0]
@@ -136,10 +136,12 @@ def tighten_together(
     safe.diagonal().sub_(margin(size, safe.dtype))
     current = relaxation.moved(0.6 * relaxation.root.square())
     x, weight = start * (current.root / relaxation.root), start.new_ones(1)
-    length, floor, each = torch.ones_like(weight), FLOORS[0], max(1, steps // (2 * rounds))
+    length, floor, each = torch.ones_like(weight), FLOORS[0], max(1, steps // (4 * rounds))
     best, point, history = current, x, [-torch.inf]
-    for _ in range(rounds):
-        x = accelerate(current.to(dtype), x.to(dtype), 0.0, max_steps=each, check_every=each).double()
+    for count in range(rounds):
+        # A minorant moves little in a round, so that a few steps follow it once the point is near the first one's.
+        most = each if count else max(1, steps // 4)
+        x = accelerate(current.to(dtype), x.to(dtype), 0.0, max_steps=most, check_every=most).double()
         value = float(current.value(x, current.product(x)).sum())
         if value > history[-1]:
             best, point = current, x

@@ -140,10 +140,12 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}, theorem
 
 
-TOGETHER_ROUNDS, TOGETHER_STEPS = 10, 200
+TOGETHER_ROUNDS, TOGETHER_STEPS = 10, 1000
 OWN_ROUNDS = (5, 10)
 SHARED_ROUNDS = (8, 20)
-"""Fewer rounds than the first are not worth while, more than the second gain little."""
+"""Fewer rounds than the first are not worth while, more than the second gain little; with fewer gradient steps than
+these the scaled minorant is better (2048 inputs, 300 steps: gaps of 42 and 48 %; 1024 inputs, 2000: 37.5 and 36.4 %).
+"""
 
 
 def strengthen(
