@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from optprune.certify._accelerate import accelerate
 from optprune.certify._majorise import fill, fit
 from optprune.certify._perspective import Perspective
 from optprune.numerics.blocked import blocked_cholesky, solve
@@ -109,61 +108,6 @@ def tighten(
     return _polish(relaxation.moved(record.delta), record, growth, memory)
 
 
-def tighten_together(
-    relaxation: Perspective,
-    start: Float[Tensor, "out live"],
-    growth: float,
-    *,
-    rounds: int,
-    steps: int,
-    dtype: torch.dtype,
-) -> tuple[Perspective, Float[Tensor, "out live"]]:
-    r"""One minorant for all rows of a large layer: as `tighten`, but the point is found by gradient steps.
-
-    A step takes `2 * out * in**2` operations where a majorisation step takes `out * in**3 / 3`. The Newton step for the
-    minorant is one factorisation and an inverse, always in float64.
-
-    Args:
-        relaxation: with one minorant that is feasible, in float64.
-        start: a good weight.
-        growth: stop when a round raises twice the bound by less than this.
-        rounds: most rounds.
-        steps: gradient steps in all; a quarter of them are for the first minorant, half of them for the last.
-        dtype: their precision.
-    """
-    size = relaxation.gram.shape[0]
-    safe = relaxation.gram.clone()
-    safe.diagonal().sub_(margin(size, safe.dtype))
-    current = relaxation.moved(0.6 * relaxation.root.square())
-    x, weight = start * (current.root / relaxation.root), start.new_ones(1)
-    length, floor, each = torch.ones_like(weight), FLOORS[0], max(1, steps // (4 * rounds))
-    best, point, history = current, x, [-torch.inf]
-    for count in range(rounds):
-        # A minorant moves little in a round, so that a few steps follow it once the point is near the first one's.
-        most = each if count else max(1, steps // 4)
-        x = accelerate(current.to(dtype), x.to(dtype), 0.0, max_steps=most, check_every=most).double()
-        value = float(current.value(x, current.product(x)).sum())
-        if value > history[-1]:
-            best, point = current, x
-        history.append(max(value, history[-1]))
-        if len(history) > 3 and history[-1] - history[-2] < growth:
-            break
-        gain = (x.square() * (1 / fill(current, x).clamp_min(floor) - 1)).sum(0, keepdim=True)
-        delta, length, close = _newton(safe, current.root.square()[None], _scaled(gain), weight, length)
-        weight = torch.where(close, weight * SHRINK, weight)
-        floor = max(COOLING * floor, FLOORS[1])
-        x, current = x * (delta[0].sqrt() / current.root), relaxation.moved(delta[0])
-    return best, accelerate(best.to(dtype), point.to(dtype), 0.1 * growth, max_steps=steps // 2).double()
-
-
-def _scaled(gain: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
-    """Gains of mean 1; a row without any (all its weights are 0) has nothing to optimise, and equal ones keep it in the
-    interior.
-    """
-    mean = gain.mean(-1, keepdim=True)
-    return torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
-
-
 def _polish(
     relaxation: Perspective, record: _Record, growth: float, memory: int
 ) -> tuple[Perspective, Float[Tensor, "out live"]]:
@@ -207,7 +151,9 @@ def _ascend(
     memory: int,
 ) -> tuple[Float[Tensor, "out live"], Float[Tensor, " out"], Bool[Tensor, " out"]]:
     """One Newton step for each minorant, a chunk at a time; its length, and whether it may lower its barrier."""
-    gain = _scaled(gain)
+    mean = gain.mean(-1, keepdim=True)
+    # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
+    gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
     rows = max(1, memory // (5 * gram.dtype.itemsize * gram.shape[0] ** 2))
     parts = [
         _newton(gram, *chunk) for chunk in zip(*(x.split(rows) for x in (delta, gain, weight, length)), strict=True)

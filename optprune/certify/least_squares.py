@@ -23,7 +23,7 @@ from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._mask_only import keeps_the_dense_weights, relax_mask
 from optprune.certify._perspective import Perspective, scaled_minorant
-from optprune.certify._tighten import search_precision, tighten, tighten_together
+from optprune.certify._tighten import search_precision, tighten
 from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
 from optprune.numerics.rounding import SMALLEST, UNIT, gamma
@@ -140,12 +140,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}, theorem
 
 
-TOGETHER_ROUNDS, TOGETHER_STEPS = 10, 1000
 OWN_ROUNDS = (5, 10)
 SHARED_ROUNDS = (8, 20)
-"""Fewer rounds than the first are not worth while, more than the second gain little; with fewer gradient steps than
-these the scaled minorant is better (2048 inputs, 300 steps: gaps of 42 and 48 %; 1024 inputs, 2000: 37.5 and 36.4 %).
-"""
+"""Fewer rounds than the first are not worth while, more than the second gain little."""
 
 
 def strengthen(
@@ -157,10 +154,10 @@ def strengthen(
 ) -> tuple[Float[Tensor, "*out in"], Float[Tensor, "out in"]]:
     r"""Minorants and a point of linearisation whose bound is near the best.
 
-    As far as the effort allows: each row gets a minorant of its own; or all share one, chosen for the layer, with
-    points found by factorisations row by row or, on large layers, by accelerated proximal gradient; or the given one
-    stays and only the point is sought so. That takes about $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$
-    operations, $\lambda$ the largest eigenvalue of the relaxation's quadratic form (counted on real layers).
+    As far as the effort allows: each row gets a minorant of its own; or all share one that is chosen for the layer; or
+    the given one stays and only the point is sought, by accelerated proximal gradient. That takes about
+    $10 \sqrt{\lambda}$ steps of $2 \cdot out \cdot in^2$ operations, $\lambda$ the largest eigenvalue of the
+    relaxation's quadratic form (counted on real layers).
 
     Args:
         problem: the problem.
@@ -191,10 +188,6 @@ def strengthen(
     dtype, time = (torch.float32, 0.25) if float(relaxation.root.square().amin()) >= 1e-3 else (torch.float64, 0.5)
     steps = int(effort / (time * 2 * rows * columns**2))
     x = relaxation.enter(start)
-    if steps >= TOGETHER_STEPS:
-        steps = min(steps, 2000)
-        relaxation, x = tighten_together(relaxation, x, growth, rounds=TOGETHER_ROUNDS, steps=steps, dtype=dtype)
-        return relaxation.minorant, relaxation.leave(x)
     x = accelerate(relaxation.to(dtype), x.to(dtype), 0.1 * growth, max_steps=max(50, steps)).double()
     return minorant, relaxation.leave(x)
 

@@ -53,7 +53,7 @@ def masked_least_squares(
     *,
     damping: float = 0.0,
     start: Float[Tensor, "*batch d_out d_in"] | None = None,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-10,
     memory: int = 2**26,
 ) -> MaskedSolution:
     r"""Row $i$ minimises $\tfrac12 w^\top (G + \delta\,\bar g\,I) w - c_i^\top w$ over $w$ supported on `mask[i]`.
@@ -104,7 +104,9 @@ def masked_least_squares(
     columns = scale.unsqueeze(-2)
     scaled = rhs.to(torch.float64).reshape(-1, d_out, d_in) * columns
     support = mask.reshape(-1, d_out, d_in)
-    first = None if start is None else start.to(torch.float64).reshape(scaled.shape) / columns
+    first = start
+    if start is not None:  # a dead input has no scale, and weight zero
+        first = torch.where(columns > 0, start.to(torch.float64).reshape(scaled.shape) / columns, 0.0)
     plan = _Plan.of(unit, support)
     weight, residual, done = _by_iteration(unit, scaled, support, first, tolerance, plan)
     corrected, more = _by_complement(scaled, support, ~done, plan, memory)
@@ -150,6 +152,7 @@ class _Plan:
 
     @staticmethod
     def of(unit: Float[Tensor, "b d d"], support: Bool[Tensor, "b d_out d"]) -> "_Plan":
+        """By estimates of what each form costs."""
         d_out, d = support.shape[-2:]
         kept = support.sum(-1).to(torch.float64)
         saved = (kept**3 - (d - kept) ** 3) / 3

@@ -18,7 +18,7 @@ def refit(
     problem: L0LeastSquares,
     mask: Bool[Tensor, "*batch out in"],
     start: Float[Tensor, "*batch out in"] | None = None,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-10,
 ) -> tuple[Float[Tensor, "*batch out in"], dict[str, float]]:
     """The best weight on a support, and what is known of it.
 

@@ -80,7 +80,7 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
     patience: int = 10
     settling: float = 0.0
     tolerance: float = 1e-4
-    refit_tolerance: float = 1e-8
+    refit_tolerance: float = 1e-10
     precision: Literal["float32", "float64"] = "float32"
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)

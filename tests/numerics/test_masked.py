@@ -79,13 +79,23 @@ def test_conjugate_gradients_agree_with_factors(iterated, monkeypatch):
     gram, rhs, mask = problem(96, 160, samples=640, batch=(2,))
     found = masked_least_squares(gram, rhs, mask)
     assert iterated[0][2].all(), "conjugate gradients were not used"
-    assert 0 < float(found.residual.max()) <= 1e-8
+    assert 0 < float(found.residual.max()) <= 1e-10
     assert not found.weight[~mask].any()
     monkeypatch.setattr(masked, "EASY_CONDITION", 0.0)
     direct = masked_least_squares(gram, rhs, mask)
     assert not iterated[1][2].any()
     assert not direct.residual.any()
-    torch.testing.assert_close(found.weight, direct.weight, rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.weight, direct.weight, rtol=0, atol=1e-9)
+
+
+def test_a_start_may_be_given_where_an_input_is_dead(iterated):
+    gram, rhs, mask = problem(96, 160, samples=640)
+    gram[3], gram[:, 3], rhs[:, 3], mask[:, 3] = 0.0, 0.0, 0.0, True
+    found = masked_least_squares(gram, rhs, mask, start=torch.ones_like(rhs))
+    assert iterated[0][2].all()
+    assert not found.weight[:, 3].any()
+    left = torch.where(mask, rhs - found.weight @ gram, 0.0)
+    assert float(left.abs().max()) <= 1e-8
 
 
 def test_a_good_start_saves_steps(iterated, monkeypatch):

@@ -48,7 +48,7 @@ class DiskMap(LinearMap):
             if not np.isfinite(part).all():
                 first = start + int(np.flatnonzero(~np.isfinite(part).all(1))[0])
                 raise NonFiniteError(f"{self.path} holds NaN or infinity, first in row {first}; leave those rows out")
-            seen.update(part.tobytes())
+            seen.update(part.data)
         self.digest = seen.hexdigest()
 
     def _open(self) -> np.ndarray:
