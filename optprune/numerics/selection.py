@@ -1,10 +1,14 @@
 """The exact top-k mask: exactly k True per group, the lowest index first among equal scores."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, Num
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError
+
+COUNTED = 8
+"""Largest groups whose members are compared one by one, in `COUNTED**2` passes over the scores."""
 
 
 def top_k(scores: Num[Tensor, "..."], k: int | Int[Tensor, "..."], dim: int = -1) -> Bool[Tensor, "..."]:
@@ -13,7 +17,7 @@ def top_k(scores: Num[Tensor, "..."], k: int | Int[Tensor, "..."], dim: int = -1
     The mask equals the first $k$ places of a stable descending sort. It is found without that sort: the
     $k$-th largest value $\tau$ splits the scores, everything above $\tau$ is kept, and the places left over
     go to the entries equal to $\tau$ in the order of their index. With one $k$ for all groups the work is
-    linear in the number of scores.
+    linear in the number of scores. In small groups (n of m) the scores that go before each are counted.
 
     Args:
         scores: Any real dtype; infinities are ordered as usual, NaN is refused.
@@ -32,19 +36,32 @@ def top_k(scores: Num[Tensor, "..."], k: int | Int[Tensor, "..."], dim: int = -1
     if rows.numel() == 0:
         return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     flat, wanted = rows.reshape(-1, size), budget.reshape(-1)
+    mask = _by_counting(flat, wanted) if size <= COUNTED else _by_threshold(flat, wanted)
+    return mask.reshape(rows.shape).movedim(-1, dim)
+
+
+def _by_counting(flat: Num[Tensor, "groups size"], wanted: Int[Tensor, "groups"]) -> Bool[Tensor, "groups size"]:
+    columns = flat.mT.contiguous().unbind()
+    before = [torch.zeros(len(flat), dtype=torch.int8, device=flat.device) for _ in columns]
+    for later in range(1, len(columns)):
+        for earlier in range(later):
+            first = columns[earlier] >= columns[later]
+            before[later] += first
+            before[earlier] += ~first
+    return torch.stack([count < wanted for count in before], -1)
+
+
+def _by_threshold(flat: Num[Tensor, "groups size"], wanted: Int[Tensor, "groups"]) -> Bool[Tensor, "groups size"]:
     threshold = _kth_largest(flat, wanted)
-    mask = flat > threshold
-    tied = flat == threshold
-    missing = wanted - mask.sum(-1)
-    contested = tied.sum(-1) > missing
-    mask |= tied & ~contested.unsqueeze(-1)
-    index = contested.nonzero().squeeze(-1)
+    mask = flat >= threshold
+    index = (mask.sum(-1) > wanted).nonzero().squeeze(-1)
     if len(index):
         # Only groups where equal scores compete for the last places pay for a running count.
-        tied = tied[index]
-        tied &= tied.cumsum(-1, dtype=torch.int32) <= missing[index].unsqueeze(-1)
-        mask[index] |= tied
-    return mask.reshape(rows.shape).movedim(-1, dim)
+        rows, limit = flat[index], threshold[index]
+        above, tied = rows > limit, rows == limit
+        missing = wanted[index] - above.sum(-1)
+        mask[index] = above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= missing.unsqueeze(-1)))
+    return mask
 
 
 def _require_comparable(scores: Tensor) -> None:
@@ -53,7 +70,8 @@ def _require_comparable(scores: Tensor) -> None:
             f"top_k was given scores of shape {tuple(scores.shape)} and dtype {scores.dtype}; it accepts "
             "real numbers with at least one dimension. Reshape or convert the scores."
         )
-    if scores.is_floating_point():
+    # A sum of numbers is NaN only if one of them is, or if infinities of both signs meet.
+    if scores.is_floating_point() and bool(scores.sum().isnan()):
         nans = int(scores.isnan().sum())
         if nans:
             raise NonFiniteError(
@@ -89,6 +107,12 @@ def _kth_largest(flat: Num[Tensor, "groups size"], wanted: Int[Tensor, "groups"]
     """Each group's `wanted`-th largest score; its largest, which nothing exceeds, where nothing is wanted."""
     rank = wanted.clamp(min=1)
     low, high = int(rank.min()), int(rank.max())
+    if flat.device.type == "cpu" and flat.dtype != torch.bfloat16:
+        # NumPy's selection and sort are some ten times as fast.
+        scores, place = flat.detach().numpy(), flat.shape[-1] - rank
+        if low == high:
+            return torch.from_numpy(np.partition(scores, int(place[0]), axis=-1)[:, place[:1].numpy()])
+        return torch.from_numpy(np.sort(scores, axis=-1)).gather(-1, place.unsqueeze(-1))
     if low == high:
         return flat.topk(high, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return flat.topk(high, dim=-1, sorted=True).values.gather(-1, rank.unsqueeze(-1) - 1)

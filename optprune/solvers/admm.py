@@ -132,7 +132,7 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         smooth = state.spectrum.solve(rhs, state.rho)
         target = torch.add(smooth, state.multipliers, alpha=1 / state.rho)
         support = problem.pattern.support(target.square())
-        sparse = torch.where(support, target, 0.0)
+        sparse = target * support  # on a CPU several times as fast as a choice between two tensors
         changed = (support != state.support).sum((-2, -1)) > self.settling * problem.pattern.count(problem.shape)
         return replace(
             state,
@@ -149,7 +149,7 @@ class ADMM(IterativeSolver[L0LeastSquares, ADMMState]):
         size = state.sparse.square().sum((-2, -1)).sqrt()
         ended = (state.settled >= self.patience) | (apart <= self.tolerance * size)
         codes = torch.where(ended, CONVERGED, RUNNING)
-        return torch.where(state.multipliers.isfinite().all(-1).all(-1), codes, NON_FINITE)
+        return torch.where(state.multipliers.abs().amax((-2, -1)).isfinite(), codes, NON_FINITE)
 
     def finish(self, problem: L0LeastSquares, state: ADMMState) -> Answer:
         matrix, info = refit(problem, state.support, state.unscale * state.sparse, self.refit_tolerance)
