@@ -1,5 +1,6 @@
 """Least squares for many rows at once, each on its own support, in bounded memory."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,8 +27,8 @@ r"""Largest $\kappa_1$ of the unit-diagonal Gram matrix for which conjugate grad
 PRODUCT_RATE = 20.0
 """How many times as fast the operations of a product of large matrices are as those of small factorisations."""
 
-FEWEST_STEPS = 30
-"""Conjugate gradients are not tried if fewer steps would cost half of what factorising does."""
+STEPS_PER_DIGIT = 3
+"""Conjugate gradients are not tried if so many steps for each digit of accuracy cost half of what factorising does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ def masked_least_squares(
     first = start
     if start is not None:  # a dead input has no scale, and weight zero
         first = torch.where(columns > 0, start.to(torch.float64).reshape(scaled.shape) / columns, 0.0)
-    plan = _Plan.of(unit, support)
+    plan = _Plan.of(unit, support, tolerance)
     weight, residual, done = _by_iteration(unit, scaled, support, first, tolerance, plan)
     corrected, more = _by_complement(scaled, support, ~done, plan, memory)
     direct, deficient = _solve_supports(unit, scaled, support, ~(done | more), memory)
@@ -138,6 +139,7 @@ class _Plan:
 
     Attributes:
         steps: conjugate-gradient steps that cost half of what factorising the blocks of a batch element does.
+        promising: the batch elements whose rows conjugate gradients may solve in so many steps.
         swapped: rows whose pruned side is the cheaper one to solve.
         element: the batch elements whose condition was looked at, because a form other than the direct one would win.
         inverse: of their Gram matrices.
@@ -145,13 +147,14 @@ class _Plan:
     """
 
     steps: Float[Tensor, "b"]
+    promising: Bool[Tensor, "b"]
     swapped: Bool[Tensor, "b d_out"]
     element: Int[Tensor, "e"]
     inverse: Float[Tensor, "e d d"]
     condition: Float[Tensor, "e"]
 
     @staticmethod
-    def of(unit: Float[Tensor, "b d d"], support: Bool[Tensor, "b d_out d"]) -> "_Plan":
+    def of(unit: Float[Tensor, "b d d"], support: Bool[Tensor, "b d_out d"], tolerance: float) -> "_Plan":
         """By estimates of what each form costs."""
         d_out, d = support.shape[-2:]
         kept = support.sum(-1).to(torch.float64)
@@ -160,13 +163,14 @@ class _Plan:
         swapped = (saved > 4.0 * d**2) & (saved.clamp(min=0).sum(-1, keepdim=True) > 2.0 * d**3)
         cheaper = torch.where(swapped, d - kept, kept)
         steps = 0.5 * PRODUCT_RATE * (cheaper**3 / 3).sum(-1) / (2 * d_out * d**2)
-        element = (swapped.any(-1) | (steps >= FEWEST_STEPS)).nonzero().squeeze(-1)
+        promising = steps >= -STEPS_PER_DIGIT * math.log10(tolerance)
+        element = (swapped.any(-1) | promising).nonzero().squeeze(-1)
         factor, minor = try_cholesky(unit[element])
         # A factor that broke off may have a zero on its diagonal, and no inverse.
         element, factor = element[minor == 0], factor[minor == 0]
         inverse = torch.cholesky_inverse(factor)
         condition = torch.linalg.matrix_norm(unit[element], ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
-        return _Plan(steps, swapped, element, inverse, condition)
+        return _Plan(steps, promising, swapped, element, inverse, condition)
 
 
 def _by_iteration(
@@ -180,7 +184,7 @@ def _by_iteration(
     """Rows solved by conjugate gradients, zero elsewhere, their residuals, and which ones they are."""
     weight, residual = torch.zeros_like(rhs), torch.zeros_like(rhs[..., 0])
     done = torch.zeros_like(residual, dtype=torch.bool)
-    element = plan.element[(plan.condition <= EASY_CONDITION) & (plan.steps[plan.element] >= FEWEST_STEPS)]
+    element = plan.element[(plan.condition <= EASY_CONDITION) & plan.promising[plan.element]]
     if len(element):
         solved = masked_conjugate_gradients(
             unit[element],

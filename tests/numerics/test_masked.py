@@ -103,7 +103,7 @@ def test_a_good_start_saves_steps(iterated, monkeypatch):
     units = torch.logspace(-3, 3, 160, dtype=F64)
     gram, rhs = gram * units * units[:, None], rhs * units
     exact = masked_least_squares(gram, rhs, mask).weight
-    monkeypatch.setattr(masked, "FEWEST_STEPS", 5)
+    monkeypatch.setattr(masked, "STEPS_PER_DIGIT", 1)
     monkeypatch.setattr(masked, "PRODUCT_RATE", 8.0)  # about 13 steps
     masked_least_squares(gram, rhs, mask)
     again = masked_least_squares(gram, rhs, mask, start=exact * (1 + 1e-6))
