@@ -127,7 +127,7 @@ class Proximal:
                     x[going] for x in (rest, part, budget, low, high, sigma, z, excess)
                 )
             low, high = torch.where(excess < 0, sigma, low), torch.where(excess >= 0, sigma, high)
-            slope = torch.where((z > 0) & (z < 1), part, 0.0).sum(-1, keepdim=True)
+            slope = (((z > 0) & (z < 1)) * part).sum(-1, keepdim=True)
             newton = sigma - excess / slope
             inside = (newton > low) & (newton < high)
             sigma = torch.where(inside, newton, (low * high).sqrt())

@@ -117,6 +117,28 @@ def test_every_effort_gives_a_valid_bound_and_more_effort_a_better_one():
     assert 0 < bounds[0] <= bounds[1] <= bounds[2] <= optimum(problem)
 
 
+def test_enough_gradient_steps_are_made_where_the_effort_allows_none():
+    """Eigenvalues 1/j: the bound ends near where the gradient method leads, which 50 steps do not reach."""
+    rng = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(128, 128, generator=rng, dtype=torch.float64)).Q
+    inputs = torch.randn(512, 128, generator=rng, dtype=torch.float64)
+    inputs = inputs * torch.arange(1, 129, dtype=torch.float64).rsqrt() @ rotation
+    weight = torch.randn(16, 128, generator=rng, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerLayer.at_density(0.3, (16, 128)))
+    start = op.ADMM().run(problem).matrix
+    relaxation = Perspective.of(problem, scaled_minorant(problem.gram))
+    few, many = (
+        relaxation.leave(accelerate(relaxation, relaxation.enter(start), 0.0, max_steps=steps)) for steps in (50, 2000)
+    )
+    none, _ = certify(problem, start, checker=LeastSquaresChecker(effort=1.0))
+    short, best = (
+        recheck(problem, start, {"minorant": scaled_minorant(problem.gram), "point": point}).lower_bound
+        for point in (few, many)
+    )
+    assert short < 0.9 * best
+    assert 0.98 * best < none.lower_bound <= best * (1 + 1e-6)
+
+
 def test_groups_get_blocks_that_tighten_the_bound():
     """Correlated inputs, 2:4: blocks close a good part of the gap that diagonal minorants of the rows' own leave."""
     rng = torch.Generator().manual_seed(3)
