@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from optprune.certify._tighten import margin, search_precision
+from optprune.certify._room import room
+from optprune.certify._tighten import INSIDE, margin, search_precision
 from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.linalg import diagonal_blocks
 from optprune.patterns import NOfM
@@ -170,9 +171,10 @@ class Blocks:
         theta = torch.where(possible[:, None, None, None], theta, 0.0)
         promise = (theta * slope).sum((-3, -2, -1))
         before = _log_det(factor)
-        length = torch.ones_like(weight)
-        accepted = torch.zeros_like(weight, dtype=torch.bool)
         move = l @ theta @ l.mT
+        length = INSIDE * room(factor, lambda x: (move @ self.cut(x).unsqueeze(-1)).view_as(x))
+        length = length.clamp_max(1.0).nan_to_num()
+        accepted = torch.zeros_like(weight, dtype=torch.bool)
         for _ in range(15):
             change = length[:, None, None, None] * theta
             trial = safe.clone()
@@ -240,17 +242,17 @@ def tighten_blocks(
     Returns:
         The best minorants found, and the points that go with them.
     """
-    count = len(blocks.choices)
+    choices = len(blocks.choices)
     covered = (blocks.cut((start != 0).to(start)).unsqueeze(-2) @ blocks.spots.sum(-1).mT).squeeze(-2)
-    shares = torch.nn.functional.one_hot(covered.argmax(-1), count).to(start)
+    shares = torch.nn.functional.one_hot(covered.argmax(-1), choices).to(start)
     best = torch.full_like(blocks.energy, -torch.inf)
     record, point = d, start
     weight = torch.ones_like(best)
     floor, history = FLOORS[0], []
-    for _ in range(rounds):
+    for count in range(rounds):
         pieces = blocks.pieces(d)
         for _ in range(FITS):
-            shares = (shares + floor / count) / (1 + floor)
+            shares = (shares + floor / choices) / (1 + floor)
             u, parts, new = blocks.fit(d, pieces, shares)
             # Where the precision was not enough for a fit the shares stay, and the value below is NaN.
             used, shares = shares, torch.where(new.isfinite(), new, shares)
@@ -260,7 +262,7 @@ def tighten_blocks(
         record = torch.where(better[:, None, None, None], d, record)
         point = torch.where(better[:, None], u, point)
         history.append(float(best.sum()))
-        if len(history) > 2 and history[-1] - history[-2] < growth:
+        if count + 1 == rounds or (count > 1 and history[-1] - history[-2] < growth):
             break
         second = (parts * used.unsqueeze(-1)).mT @ parts
         cut = blocks.cut(u)

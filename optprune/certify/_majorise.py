@@ -23,7 +23,7 @@ def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int 
     outer = root / relaxation.root
     parts = []
     for part, scale, b in zip(root.split(rows), outer.split(rows), relaxation.b.split(rows), strict=True):
-        matrix = relaxation.gram * scale[:, :, None] * scale[:, None, :]
+        matrix = (relaxation.gram * scale[:, :, None]).mul_(scale[:, None, :])
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0 - part.square())
         factor = blocked_cholesky(matrix)
         parts.append(part * solve(factor, part * b))

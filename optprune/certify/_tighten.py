@@ -8,6 +8,7 @@ from torch import Tensor
 
 from optprune.certify._majorise import fill, fit
 from optprune.certify._perspective import Perspective
+from optprune.certify._room import room
 from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.rounding import UNIT
 
@@ -17,11 +18,14 @@ FLOORS = (0.1, 1e-3)
 COOLING = 0.7
 """Factor of the floor from round to round."""
 
-SHRINK = 0.4
+SHRINK = 0.6
 """Factor of the barrier's weight once a row is near its central path."""
 
-FITS = 3
+FITS = 4
 """Majorisation steps per round."""
+
+INSIDE = 0.85
+"""Share of the way to the boundary that a step may take."""
 
 POLISH = 8
 """Most majorisation steps at the end, when the minorants no longer move."""
@@ -56,7 +60,7 @@ def tighten(
     own: bool,
     memory: int = 2**24,
 ) -> tuple[Perspective, Float[Tensor, "out live"]]:
-    r"""Alternate two majorisation steps for the point with one Newton step for the minorants.
+    r"""Alternate a few majorisation steps for the point with one Newton step for the minorants.
 
     The best bound $v(\delta)$ of a minorant is concave in it, with the supergradient
     $a_j = \sum_r u_{rj}^2 (1/z_{rj} - 1)$ over the rows that share it. Each round takes one Newton step on
@@ -71,7 +75,7 @@ def tighten(
     Args:
         relaxation: with one minorant that is feasible.
         start: a good weight; its zeros start with a small share.
-        growth: stop when a round raises twice the bound by less than this.
+        growth: stop when two rounds raise twice the bound by less than this each.
         rounds: most rounds.
         own: whether each row gets a minorant of its own.
         memory: bytes for the matrices of a chunk of rows.
@@ -88,21 +92,22 @@ def tighten(
     groups = len(start) if own else 1
     delta = (0.6 * relaxation.root.square()).expand(groups, size)
     weight = torch.ones(groups, dtype=start.dtype, device=start.device)
-    length = torch.ones_like(weight)
-    record = _Record(relaxation, start)
+    # What rounding to another precision left of a minorant on the boundary may not be feasible.
+    inside = relaxation.moved(0.999 * relaxation.root.square())
+    record = _Record(inside, start * inside.root / relaxation.root)
     floor = FLOORS[0]
     shares = torch.where(start != 0, 1.0, floor).to(start.dtype)
     history: list[float] = []
-    for _ in range(rounds):
+    for count in range(rounds):
         current = relaxation.moved(delta)
         for _ in range(FITS):
             x = fit(current, shares, memory)
             shares = fill(current, x, shares).clamp_min(floor)
         history.append(max([record.offer(current, x), *history[-1:]]))
-        if len(history) > 2 and history[-1] - history[-2] < growth:
+        if count + 1 == rounds or (count > 2 and history[-1] - history[-3] < 2 * growth):
             break
         gain = x.square() * (1 / fill(current, x).clamp_min(floor) - 1)
-        delta, length, close = _ascend(safe, delta, gain if own else gain.sum(0, keepdim=True), weight, length, memory)
+        delta, close = _ascend(safe, delta, gain if own else gain.sum(0, keepdim=True), weight, memory)
         weight = torch.where(close, weight * SHRINK, weight)
         floor = max(COOLING * floor, FLOORS[1])
     return _polish(relaxation.moved(record.delta), record, growth, memory)
@@ -147,19 +152,16 @@ def _ascend(
     delta: Float[Tensor, "out live"],
     gain: Float[Tensor, "out live"],
     weight: Float[Tensor, " out"],
-    length: Float[Tensor, " out"],
     memory: int,
-) -> tuple[Float[Tensor, "out live"], Float[Tensor, " out"], Bool[Tensor, " out"]]:
-    """One Newton step for each minorant, a chunk at a time; its length, and whether it may lower its barrier."""
+) -> tuple[Float[Tensor, "out live"], Bool[Tensor, " out"]]:
+    """One Newton step for each minorant, a chunk at a time; and whether it may lower its barrier."""
     mean = gain.mean(-1, keepdim=True)
     # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
     gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
     rows = max(1, memory // (5 * gram.dtype.itemsize * gram.shape[0] ** 2))
-    parts = [
-        _newton(gram, *chunk) for chunk in zip(*(x.split(rows) for x in (delta, gain, weight, length)), strict=True)
-    ]
-    deltas, lengths, close = zip(*parts, strict=True)
-    return torch.cat(deltas), torch.cat(lengths), torch.cat(close)
+    parts = [_newton(gram, *chunk) for chunk in zip(*(x.split(rows) for x in (delta, gain, weight)), strict=True)]
+    deltas, close = zip(*parts, strict=True)
+    return torch.cat(deltas), torch.cat(close)
 
 
 def _newton(
@@ -167,12 +169,8 @@ def _newton(
     delta: Float[Tensor, "rows live"],
     gain: Float[Tensor, "rows live"],
     weight: Float[Tensor, " rows"],
-    last: Float[Tensor, " rows"],
-) -> tuple[Float[Tensor, "rows live"], Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
-    """The step in relative changes of delta, with a line search that keeps `gram - diag(delta)` positive definite.
-
-    The search begins a little above the `last` length: a trial costs a factorisation.
-    """
+) -> tuple[Float[Tensor, "rows live"], Bool[Tensor, " rows"]]:
+    """The step in relative changes of delta, with a line search that keeps `gram - diag(delta)` positive definite."""
     factor = blocked_cholesky(_without(gram, delta))
     inverse = torch.cholesky_inverse(factor)
     mu = weight[:, None]
@@ -184,11 +182,13 @@ def _newton(
     step = torch.where(step.isfinite().all(-1, keepdim=True), step, 0.0)
     promise = (step * slope).sum(-1)
     before = _log_det(factor)
-    length = torch.minimum(0.95 / (-step).amax(-1).clamp_min(1e-9), 1.7 * last).clamp_max(1.0)
+    move = delta * step
+    length = INSIDE * torch.minimum(1 / (-step).amax(-1).clamp_min(1e-9), room(factor, lambda x: move * x))
+    length = length.clamp_max(1.0).nan_to_num()
     accepted = torch.zeros_like(length, dtype=torch.bool)
     for _ in range(12):
         change = length[:, None] * step
-        factor = blocked_cholesky(_without(gram, delta * (1 + change)))
+        factor = blocked_cholesky(_without(gram, delta + length[:, None] * move))
         rise = (gain * (change - change.square() / 4)).sum(-1)
         rise = rise + weight * (_log_det(factor) - before + torch.log1p(change).sum(-1))
         accepted |= rise >= 0.2 * length * promise  # not where the factor is NaN
@@ -197,7 +197,7 @@ def _newton(
         length = torch.where(accepted, length, 0.6 * length)
     length = torch.where(accepted, length, 0.0)
     close = (length > 0.5) | (promise < 4 * weight)
-    return delta * (1 + length[:, None] * step), length.clamp_min(0.1), close
+    return delta + length[:, None] * move, close
 
 
 def _without(gram: Float[Tensor, "live live"], delta: Float[Tensor, "rows live"]) -> Float[Tensor, "rows live live"]:

@@ -80,7 +80,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     """
 
     effort: float = 1.5e12
-    tolerance: float = 0.01
+    tolerance: float = 0.005
 
     problem: ClassVar[type[Problem]] = L0LeastSquares
     theorem: ClassVar[str] = "T03"
@@ -88,7 +88,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
         minorant = scaled_minorant(problem.gram)
         if bool((minorant > 0).any()) and enumerable(problem.pattern):
-            found = strengthen_groups(problem, minorant, matrix, self.effort, self.tolerance)
+            # A round with blocks costs twice as much and has to gain as much more.
+            found = strengthen_groups(problem, minorant, matrix, self.effort, 2 * self.tolerance)
             if found is not None:
                 return {"blocks": found[0], "point": found[1]}
         minorant, point = strengthen(problem, minorant, matrix, self.effort, self.tolerance)
@@ -140,7 +141,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         return exact_objective(problem, matrix), bound, {"support": Enclosure.point(outside)}, theorem
 
 
-OWN_ROUNDS = (5, 10)
+OWN_ROUNDS = (5, 7)
 SHARED_ROUNDS = (8, 20)
 """Fewer rounds than the first are not worth while, more than the second gain little."""
 
@@ -155,7 +156,7 @@ def strengthen(
     minorant: Float[Tensor, " in"],
     start: Float[Tensor, "out in"],
     effort: float,
-    tolerance: float = 0.01,
+    tolerance: float = 0.005,
 ) -> tuple[Float[Tensor, "*out in"], Float[Tensor, "out in"]]:
     r"""Minorants and a point of linearisation whose bound is near the best.
 

@@ -117,6 +117,18 @@ def test_every_effort_gives_a_valid_bound_and_more_effort_a_better_one():
     assert 0 < bounds[0] <= bounds[1] <= bounds[2] <= optimum(problem)
 
 
+def test_outputs_without_weights_do_not_spoil_the_proof_of_the_others():
+    """In single precision their minorant never moves from the first one, which lies on the boundary."""
+    rng = torch.Generator().manual_seed(5)
+    inputs = torch.randn(640, 160, generator=rng, dtype=torch.float64)
+    weight = torch.randn(12, 160, generator=rng, dtype=torch.float64)
+    weight[[2, 7]] = 0.0
+    for pattern in (op.PerRow(40), op.NOfM(4, 8), op.NOfM(2, 4)):
+        problem = L0LeastSquares.from_layer(weight, inputs, pattern)
+        certificate, _ = certify(problem, op.ADMM().run(problem).matrix)
+        assert certificate.lower_bound > 0.5 * certificate.objective
+
+
 def test_enough_gradient_steps_are_made_where_the_effort_allows_none():
     """Eigenvalues 1/j: the bound ends near where the gradient method leads, which 50 steps do not reach."""
     rng = torch.Generator().manual_seed(0)
