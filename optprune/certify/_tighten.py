@@ -92,8 +92,8 @@ def tighten(
     groups = len(start) if own else 1
     delta = (0.6 * relaxation.root.square()).expand(groups, size)
     weight = torch.ones(groups, dtype=start.dtype, device=start.device)
-    # What rounding to another precision left of a minorant on the boundary may not be feasible.
-    inside = relaxation.moved(0.999 * relaxation.root.square())
+    # The given minorant may lie on the boundary, and rounding to this precision have moved it across.
+    inside = relaxation.moved((1 - 16 * torch.finfo(start.dtype).eps) * relaxation.root.square())
     record = _Record(inside, start * inside.root / relaxation.root)
     floor = FLOORS[0]
     shares = torch.where(start != 0, 1.0, floor).to(start.dtype)
