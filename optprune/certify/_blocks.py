@@ -14,6 +14,7 @@ from optprune.certify._room import room
 from optprune.certify._tighten import INSIDE, margin, search_precision
 from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.linalg import diagonal_blocks
+from optprune.numerics.rounding import SMALLEST
 from optprune.patterns import NOfM
 from optprune.problems.least_squares import L0LeastSquares
 
@@ -298,22 +299,25 @@ def strengthen_groups(
     unit = gram.diagonal().rsqrt()
     gram, b = gram * unit[:, None] * unit, torch.where(live, problem.linear, 0.0) * unit
     feasible = minorant[live] * unit[live].square()
-    dtype, time = search_precision(feasible)
+    energy, objective = problem.energy, 2 * float(problem.objective(start))
+    dtype, time = search_precision(feasible, objective / max(float(energy.sum()), SMALLEST))
     rounds = int(min(ROUNDS[1], effort / (time * 6.0 * rows * len(gram) ** 3)))
     if rounds < ROUNDS[0]:
         return None
     delta = torch.where(live, 0.6 * minorant * unit.square(), 0.5).to(dtype).view(-1, pattern.m)
     choices = choices_of(pattern, gram.device)
     spots = torch.nn.functional.one_hot(choices, pattern.m).to(delta).mT.contiguous()
-    growth = 2 * tolerance * float(problem.objective(start))
+    # Squares of outputs may be beyond single precision.
+    size = float(energy.amax().sqrt()) or 1.0
+    b, energy, growth = b / size, energy / size**2, tolerance * objective / size**2
     found = []
     for part in torch.arange(rows, device=gram.device).split(max(1, memory // (5 * dtype.itemsize * len(gram) ** 2))):
-        blocks = Blocks(gram.to(dtype), b[part].to(dtype), problem.energy[part].to(dtype), spots, choices, pattern.m)
+        blocks = Blocks(gram.to(dtype), b[part].to(dtype), energy[part].to(dtype), spots, choices, pattern.m)
         d = torch.diag_embed(delta).expand(len(part), -1, -1, -1)
-        first = (torch.where(live, start[part], 0.0) / unit).to(dtype)
+        first = (torch.where(live, start[part], 0.0) / unit / size).to(dtype)
         found.append(tighten_blocks(blocks, d, first, growth * len(part) / rows, rounds))
     d, u = (torch.cat(tensors).double() for tensors in zip(*found, strict=True))
     d = d / diagonal_blocks(unit[:, None] * unit, pattern.m)
     alive = live.view(-1, pattern.m)
     d = torch.where(alive[:, :, None] & alive[:, None, :], (d + d.mT) / 2, 0.0)
-    return d, u * torch.where(live, unit, 0.0)
+    return d, u * size * torch.where(live, unit, 0.0)

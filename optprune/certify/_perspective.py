@@ -90,6 +90,10 @@ class Perspective:
         root = delta.sqrt()
         return replace(self, root=root, b=self.b * self.root / root)
 
+    def per(self, size: float) -> Perspective:
+        """The same relaxation in units of `size` for the outputs."""
+        return replace(self, b=self.b / size, energy=self.energy / size**2)
+
     def to(self, dtype: torch.dtype) -> Perspective:
         """The same relaxation in another precision."""
         changed = {name: getattr(self, name).to(dtype) for name in ("unit", "gram", "root", "b", "energy")}

@@ -33,6 +33,9 @@ POLISH = 8
 WORTHWHILE = 128
 """Inputs from which on a search in float32 saves time."""
 
+LEAST_SHARE = 32 * torch.finfo(torch.float32).eps
+"""Least objective, as a share of that of the zero weight, for a search in float32."""
+
 
 def margin(size: int, dtype: torch.dtype) -> float:
     """What is kept free below the smallest eigenvalue, at a unit diagonal: for the proof in float64, and for the
@@ -41,14 +44,17 @@ def margin(size: int, dtype: torch.dtype) -> float:
     return 16 * (size + 4) ** 2 * UNIT if dtype == torch.float64 else 2 * size * torch.finfo(dtype).eps
 
 
-def search_precision(delta: Float[Tensor, " live"]) -> tuple[torch.dtype, float]:
-    """float32 where that pays and its margin is at most a percent of the median of a feasible minorant, given at unit
-    diagonal, and a tenth of the least; the bound then loses up to two thousandths. And the share of the time in
-    float64 that a step takes.
+def search_precision(delta: Float[Tensor, " live"], objective: float) -> tuple[torch.dtype, float]:
+    """float32 where that pays, and its rounding is small beside what is sought; and the share of the time in float64
+    that a step takes.
+
+    The margin is at most a percent of the median of a feasible minorant, given at unit diagonal, and a tenth of the
+    least; the bound then loses up to two thousandths. The objective, given as a share of what pruning everything costs,
+    is well above the rounding of the whole.
     """
     kept = margin(len(delta), torch.float32)
     rough = len(delta) >= WORTHWHILE and kept <= 0.01 * float(delta.median()) and kept <= 0.1 * float(delta.amin())
-    return (torch.float32, 0.4) if rough else (torch.float64, 1.0)
+    return (torch.float32, 0.4) if rough and objective >= LEAST_SHARE else (torch.float64, 1.0)
 
 
 def tighten(

@@ -23,7 +23,7 @@ from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._mask_only import keeps_the_dense_weights, relax_mask
 from optprune.certify._perspective import Perspective, scaled_minorant
-from optprune.certify._tighten import search_precision, tighten
+from optprune.certify._tighten import LEAST_SHARE, search_precision, tighten
 from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
 from optprune.numerics.rounding import SMALLEST, UNIT, gamma
@@ -178,24 +178,27 @@ def strengthen(
     zero = torch.zeros_like(start)
     if not float(problem.objective(start)) < float(problem.objective(zero)):
         start = zero  # also where the objective overflows
-    growth = 2 * tolerance * float(problem.objective(start))
-    if growth <= 0 and problem.pattern.admits(start != 0):
+    objective = 2 * float(problem.objective(start))
+    if objective <= 0 and problem.pattern.admits(start != 0):
         return minorant, start  # the optimum is 0, and so is the bound that needs no proof
-    relaxation = Perspective.of(problem, minorant)
+    exact = Perspective.of(problem, minorant)
+    # Squares of outputs may be beyond single precision.
+    size, share = float(exact.energy.amax().sqrt()) or 1.0, objective / max(float(exact.energy.sum()), SMALLEST)
+    relaxation, x, growth = exact.per(size), exact.enter(start) / size, tolerance * objective / size**2
     rows, columns = relaxation.b.shape
-    dtype, time = search_precision(relaxation.root.square())
-    rough = relaxation.to(dtype)
+    dtype, time = search_precision(relaxation.root.square(), share)
     for (least, most), own, cost in ((OWN_ROUNDS, True, 3.0), (SHARED_ROUNDS, False, 1.0)):
         rounds = int(min(most, effort / (time * cost * rows * columns**3)))
         if rounds >= least:
-            found, x = tighten(rough, rough.enter(start.to(rough.b.dtype)), growth, rounds=rounds, own=own)
-            return found.minorant.double(), found.leave(x).double()
+            found, x = tighten(relaxation.to(dtype), x.to(dtype), growth, rounds=rounds, own=own)
+            found = exact.moved(found.root.double().square())
+            return found.minorant, found.leave(x.double() * size)
     # Products with one large matrix are several times as fast as factorisations of many, and bear float32 better.
-    dtype, time = (torch.float32, 0.25) if float(relaxation.root.square().amin()) >= 1e-3 else (torch.float64, 0.5)
-    steps = int(effort / (time * 2 * rows * columns**2))
-    x = relaxation.enter(start)
-    x = accelerate(relaxation.to(dtype), x.to(dtype), 0.1 * growth, max_steps=max(LEAST_STEPS, steps)).double()
-    return minorant, relaxation.leave(x)
+    rough = float(relaxation.root.square().amin()) >= 1e-3 and share >= LEAST_SHARE
+    dtype, time = (torch.float32, 0.25) if rough else (torch.float64, 0.5)
+    steps = max(LEAST_STEPS, int(effort / (time * 2 * rows * columns**2)))
+    x = accelerate(relaxation.to(dtype), x.to(dtype), 0.1 * growth, max_steps=steps)
+    return minorant, exact.leave(x.double() * size)
 
 
 @theorem("T03")

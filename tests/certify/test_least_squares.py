@@ -129,6 +129,31 @@ def test_outputs_without_weights_do_not_spoil_the_proof_of_the_others():
         assert certificate.lower_bound > 0.5 * certificate.objective
 
 
+@pytest.mark.parametrize("pattern", [op.PerRow(40), op.NOfM(2, 4)], ids=repr)
+@pytest.mark.parametrize("scale", [1e-50, 1e50])
+def test_inputs_beyond_single_precision_have_the_same_gap(pattern, scale):
+    rng = torch.Generator().manual_seed(5)
+    inputs = torch.randn(640, 160, generator=rng, dtype=torch.float64)
+    weight = torch.randn(12, 160, generator=rng, dtype=torch.float64)
+    gaps = []
+    for factor in (1.0, scale):
+        problem = L0LeastSquares.from_layer(weight, inputs * factor, pattern)
+        gaps.append(certify(problem, op.ADMM().run(problem).matrix)[0].relative_gap)
+    assert gaps[0] < 0.2
+    assert gaps[1] == pytest.approx(gaps[0], abs=1e-3)
+
+
+def test_an_objective_below_the_rounding_of_single_precision_is_searched_in_double():
+    """Five weights pruned of the whole layer: a few billionths of what pruning everything costs."""
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.randn(640, 160, generator=rng, dtype=torch.float64)
+    weight = torch.randn(16, 160, generator=rng, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerLayer(16 * 160 - 5))
+    certificate, _ = certify(problem, op.ADMM().run(problem).matrix)
+    assert certificate.objective < 1e-7 * float(problem.energy.sum())
+    assert certificate.relative_gap < 0.01
+
+
 def test_enough_gradient_steps_are_made_where_the_effort_allows_none():
     """Eigenvalues 1/j: the bound ends near where the gradient method leads, which 50 steps do not reach."""
     rng = torch.Generator().manual_seed(0)
@@ -201,7 +226,7 @@ def test_a_search_too_rough_for_its_layer_ends_with_a_valid_bound(pattern, decay
     problem = L0LeastSquares.from_layer(weight, inputs, pattern)
     start = op.ADMM().run(problem).matrix
     for module in (_blocks, least_squares):
-        monkeypatch.setattr(module, "search_precision", lambda delta: (torch.float32, 0.4))
+        monkeypatch.setattr(module, "search_precision", lambda *_: (torch.float32, 0.4))
     certificate, _ = certify(problem, start)
     assert 0 <= certificate.lower_bound <= certificate.objective
 
