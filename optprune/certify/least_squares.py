@@ -47,17 +47,20 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
     informative again, for the damped objective.
 
-    What limits the bound is the family of minorants and not the search. The gap that
-    `tests/benchmarks/bench_l0_bounds.py` measures is 2 % on isotropic inputs (256 x 256), 3 % at half the weights to
-    16 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same layer undamped, of
-    condition 4e9. On 512 inputs with eigenvalues 1/j it is 15 % at half the weights and 19 and 20 % at a fifth and a
-    tenth; carried on until it stands still, the search ends at 13, 17 and 19 % there, while the objective is within
-    half a percent of what thirty restarts of the exchange search find, no weight is proved zero or kept, and branching
-    on single weights gains less than a point with 32 leaves for each row. What would help is known: a minorant that is
-    a sum of 2 x 2 blocks for overlapping pairs of inputs. By conic programs on 26 inputs with eigenvalues 1/j, all
-    pairs take the bound from 94 to 98 % (5 kept) and from 96.4 to 99.6 % (13 kept) of the best objective, the 104 most
-    correlated pairs half of that way; on 20 inputs of the digits layer from 66 to 80 % (10 kept) and from 28 to 54 %
-    (3 kept). No search that does this for hundreds of inputs and rows is here.
+    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is 2 % on isotropic inputs (256 x 256), 3 % at half the
+    weights to 14 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same layer
+    undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 14 % at half the weights, 17 at three, 18 at
+    two and 19 at one tenth.
+
+    What limits it there is the family of minorants first and the search second. With six times the rounds the search
+    ends at 12.6, 15.0, 16.1 and 17.3 %, while the objective is within half a percent of what thirty restarts of the
+    exchange search find, no weight is proved zero or kept, and branching on single weights gains less than a point with
+    32 leaves for each row. What would help is a minorant that is a sum of 2 x 2 blocks for overlapping pairs of inputs.
+    By conic programs on 26 inputs with eigenvalues 1/j, all pairs take the bound from 94 to 98 % (5 kept) and from 96.4
+    to 99.6 % (13 kept) of the best objective, the 104 most correlated pairs half of that way; on 20 inputs of the
+    digits layer from 66 to 80 % (10 kept) and from 28 to 54 % (3 kept). On the 512 inputs half of all pairs have second
+    moments, in the relaxation's solution, that no distribution over supports has; the blocks of one matching of them
+    per row, chosen by how far they miss, lower the gap by a half to one point.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
     `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
@@ -67,8 +70,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         effort: floating-point operations that may go into the evidence, in float64; a core makes 5e9 to 1e10 of them
             in a second. Well-conditioned layers are searched in float32, where they count less. A bound of less effort
             is as valid, and weaker. On very large layers 400 products with the Gram matrix are made all the same.
-        tolerance: the search ends when a round raises the bound by less than this fraction of the objective. The
-            default ends after four to six rounds, at most two points of the gap above where they lead.
+        tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective.
+            The default ends after five to seven rounds, at most two points of the gap above where they lead.
 
     Guarantees:
         T03, T10: `lower_bound` is at most the objective of every weight with an admissible support.
