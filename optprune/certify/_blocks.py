@@ -35,8 +35,8 @@ SHRINK = 0.4
 CONJUGATE_STEPS = 8
 """Steps for a Newton direction; 20 gain little, 3 lose much."""
 
-ROUNDS = (5, 8)
-"""Fewer rounds than the first are not worth while, more than the second gain little."""
+FEWEST_ROUNDS = 5
+"""With fewer rounds single weights' minorants are better."""
 
 FITS = 4
 """Majorisation steps per round."""
@@ -279,6 +279,7 @@ def strengthen_groups(
     start: Float[Tensor, "out in"],
     effort: float,
     tolerance: float = 0.01,
+    max_rounds: int = 7,
     memory: int = 2**24,
 ) -> tuple[Float[Tensor, "out groups size size"], Float[Tensor, "out in"]] | None:
     r"""Block-diagonal minorants for each row, and a point of linearisation, whose bound is near the best; None where
@@ -290,6 +291,7 @@ def strengthen_groups(
         start: a good weight.
         effort: floating-point operations that may be spent; a round takes about `6 * out * in**3`.
         tolerance: stop when a round raises the bound by less than this fraction of the objective at `start`.
+        max_rounds: most rounds.
         memory: bytes for the matrices of a chunk of rows.
     """
     pattern, rows = problem.pattern, problem.shape[0]
@@ -301,8 +303,8 @@ def strengthen_groups(
     feasible = minorant[live] * unit[live].square()
     energy, objective = problem.energy, 2 * float(problem.objective(start))
     dtype, time = search_precision(feasible, objective / max(float(energy.sum()), SMALLEST))
-    rounds = int(min(ROUNDS[1], effort / (time * 6.0 * rows * len(gram) ** 3)))
-    if rounds < ROUNDS[0]:
+    rounds = int(min(max_rounds, effort / (time * 6.0 * rows * len(gram) ** 3)))
+    if rounds < min(FEWEST_ROUNDS, max_rounds):
         return None
     delta = torch.where(live, 0.6 * minorant * unit.square(), 0.5).to(dtype).view(-1, pattern.m)
     choices = choices_of(pattern, gram.device)

@@ -11,6 +11,7 @@ from optprune.certify import LeastSquaresChecker, _blocks, _tighten, certify, le
 from optprune.certify._accelerate import accelerate
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import proves_minorant, strengthen
+from optprune.errors import InvalidInputError
 from optprune.problems import L0LeastSquares
 
 PATTERNS = [
@@ -152,6 +153,24 @@ def test_an_objective_below_the_rounding_of_single_precision_is_searched_in_doub
     certificate, _ = certify(problem, op.ADMM().run(problem).matrix)
     assert certificate.objective < 1e-7 * float(problem.energy.sum())
     assert certificate.relative_gap < 0.01
+
+
+@pytest.mark.parametrize("pattern", [op.PerRow(10), op.NOfM(2, 4)], ids=repr)
+def test_more_rounds_give_a_better_bound(pattern):
+    rng = torch.Generator().manual_seed(3)
+    weight = torch.randn(12, 40, generator=rng, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(weight, correlated(rng, 40, 0.8), pattern)
+    start = op.ADMM().run(problem).matrix
+    gaps = [
+        certify(problem, start, checker=LeastSquaresChecker(1e15, 0.0, rounds))[0].relative_gap for rounds in (1, 7, 30)
+    ]
+    assert gaps[0] > gaps[1] > gaps[2] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"effort": -1.0}, {"tolerance": float("nan")}, {"max_rounds": 0}], ids=str)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        LeastSquaresChecker(**wrong)
 
 
 def test_enough_gradient_steps_are_made_where_the_effort_allows_none():
