@@ -11,10 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from optprune.certify._room import room
-from optprune.certify._tighten import INSIDE, margin, search_precision
+from optprune.certify._tighten import INSIDE, margin, outputs, search_precision
 from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.linalg import diagonal_blocks
-from optprune.numerics.rounding import SMALLEST
 from optprune.patterns import NOfM
 from optprune.problems.least_squares import L0LeastSquares
 
@@ -301,17 +300,16 @@ def strengthen_groups(
     unit = gram.diagonal().rsqrt()
     gram, b = gram * unit[:, None] * unit, torch.where(live, problem.linear, 0.0) * unit
     feasible = minorant[live] * unit[live].square()
-    energy, objective = problem.energy, 2 * float(problem.objective(start))
-    dtype, time = search_precision(feasible, objective / max(float(energy.sum()), SMALLEST))
+    objective = 2 * float(problem.objective(start))
+    size, share = outputs(problem.energy, objective)
+    dtype, time = search_precision(feasible, share)
     rounds = int(min(max_rounds, effort / (time * 6.0 * rows * len(gram) ** 3)))
     if rounds < min(FEWEST_ROUNDS, max_rounds):
         return None
     delta = torch.where(live, 0.6 * minorant * unit.square(), 0.5).to(dtype).view(-1, pattern.m)
     choices = choices_of(pattern, gram.device)
     spots = torch.nn.functional.one_hot(choices, pattern.m).to(delta).mT.contiguous()
-    # Squares of outputs may be beyond single precision.
-    size = float(energy.amax().sqrt()) or 1.0
-    b, energy, growth = b / size, energy / size**2, tolerance * objective / size**2
+    b, energy, growth = b / size, problem.energy / size**2, tolerance * objective / size**2
     found = []
     for part in torch.arange(rows, device=gram.device).split(max(1, memory // (5 * dtype.itemsize * len(gram) ** 2))):
         blocks = Blocks(gram.to(dtype), b[part].to(dtype), energy[part].to(dtype), spots, choices, pattern.m)

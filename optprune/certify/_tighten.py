@@ -10,7 +10,7 @@ from optprune.certify._majorise import fill, fit
 from optprune.certify._perspective import Perspective
 from optprune.certify._room import room
 from optprune.numerics.blocked import blocked_cholesky, solve
-from optprune.numerics.rounding import UNIT
+from optprune.numerics.rounding import SMALLEST, UNIT
 
 FLOORS = (0.1, 1e-3)
 """First and least floor of the shares in a fit: a share of 0 would stay 0 although the minorant has changed."""
@@ -44,17 +44,24 @@ def margin(size: int, dtype: torch.dtype) -> float:
     return 16 * (size + 4) ** 2 * UNIT if dtype == torch.float64 else 2 * size * torch.finfo(dtype).eps
 
 
-def search_precision(delta: Float[Tensor, " live"], objective: float) -> tuple[torch.dtype, float]:
+def outputs(energy: Float[Tensor, " out"], objective: float) -> tuple[float, float]:
+    """The norm of the largest row of outputs, as the unit of a search: squares in other units may be beyond single
+    precision. And the objective as a share of what pruning everything costs; both are twice the problem's.
+    """
+    return float(energy.amax().sqrt()) or 1.0, objective / max(float(energy.sum()), SMALLEST)
+
+
+def search_precision(delta: Float[Tensor, " live"], share: float) -> tuple[torch.dtype, float]:
     """float32 where that pays, and its rounding is small beside what is sought; and the share of the time in float64
     that a step takes.
 
     The margin is at most a percent of the median of a feasible minorant, given at unit diagonal, and a tenth of the
-    least; the bound then loses up to two thousandths. The objective, given as a share of what pruning everything costs,
-    is well above the rounding of the whole.
+    least; the bound then loses up to two thousandths. The objective's share of what pruning everything costs is well
+    above the rounding of the whole.
     """
     kept = margin(len(delta), torch.float32)
     rough = len(delta) >= WORTHWHILE and kept <= 0.01 * float(delta.median()) and kept <= 0.1 * float(delta.amin())
-    return (torch.float32, 0.4) if rough and objective >= LEAST_SHARE else (torch.float64, 1.0)
+    return (torch.float32, 0.4) if rough and share >= LEAST_SHARE else (torch.float64, 1.0)
 
 
 def tighten(
@@ -75,8 +82,8 @@ def tighten(
       + \mu \, (\log\det(H - \operatorname{diag}\delta) + \textstyle\sum_j \log \delta_j),$$
 
     whose second term stands for the curvature of $v$, and lowers $\mu$. With one minorant for all rows a round takes
-    about `out * in**3` operations, with one for each three times as many; a dozen rounds come within about a percent
-    of the best that such minorants can do.
+    about `out * in**3` operations, with one for each three times as many; a dozen rounds come within about a point
+    of the gap that the best such minorants leave.
 
     Args:
         relaxation: with one minorant that is feasible.

@@ -23,7 +23,7 @@ from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._mask_only import keeps_the_dense_weights, relax_mask
 from optprune.certify._perspective import Perspective, scaled_minorant
-from optprune.certify._tighten import LEAST_SHARE, search_precision, tighten
+from optprune.certify._tighten import LEAST_SHARE, outputs, search_precision, tighten
 from optprune.errors import InvalidInputError
 from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
@@ -71,7 +71,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         effort: floating-point operations that may go into the evidence, in float64; a core makes 5e9 to 1e10 of them
             in a second. Well-conditioned layers are searched in float32, where they count less. A bound of less effort
             is as valid, and weaker. On very large layers 400 products with the Gram matrix are made all the same.
-        tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective.
+        tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
+            one does where the evidence is blocks.
         max_rounds: most rounds. The default costs at most about five times what the default solver does, and ends up to
             three points of the gap above where `LeastSquaresChecker(1e15, 1e-5, 40)` does.
 
@@ -180,8 +181,8 @@ def strengthen(
         minorant: as `scaled_minorant` gives it; where it is 0 throughout there is nothing to improve.
         start: a good weight; the closer to the optimum, the fewer steps. One no better than 0 is replaced by 0.
         effort: floating-point operations that may be spent; `LEAST_STEPS` gradient steps in any case.
-        tolerance: stop when a round raises the bound by less than this fraction of the objective at `start`; a round
-            of the gradient method, which is cheap, by less than a tenth of it.
+        tolerance: stop when two rounds raise the bound by less than twice this fraction of the objective at `start`;
+            the gradient method when five looks at its bound raise it by less than a tenth of that.
         max_rounds: most rounds with a minorant for each row; three times as many with one for all, which are cheaper.
     """
     if not bool((minorant > 0).any()):
@@ -193,8 +194,7 @@ def strengthen(
     if objective <= 0 and problem.pattern.admits(start != 0):
         return minorant, start  # the optimum is 0, and so is the bound that needs no proof
     exact = Perspective.of(problem, minorant)
-    # Squares of outputs may be beyond single precision.
-    size, share = float(exact.energy.amax().sqrt()) or 1.0, objective / max(float(exact.energy.sum()), SMALLEST)
+    size, share = outputs(exact.energy, objective)
     relaxation, x, growth = exact.per(size), exact.enter(start) / size, tolerance * objective / size**2
     rows, columns = relaxation.b.shape
     dtype, time = search_precision(relaxation.root.square(), share)

@@ -105,11 +105,10 @@ def masked_least_squares(
     columns = scale.unsqueeze(-2)
     scaled = rhs.to(torch.float64).reshape(-1, d_out, d_in) * columns
     support = mask.reshape(-1, d_out, d_in)
-    first = start
     if start is not None:  # a dead input has no scale, and weight zero
-        first = torch.where(columns > 0, start.to(torch.float64).reshape(scaled.shape) / columns, 0.0)
+        start = torch.where(columns > 0, start.to(torch.float64).reshape(scaled.shape) / columns, 0.0)
     plan = _Plan.of(unit, support, tolerance)
-    weight, residual, done = _by_iteration(unit, scaled, support, first, tolerance, plan)
+    weight, residual, done = _by_iteration(unit, scaled, support, start, tolerance, plan)
     corrected, more = _by_complement(scaled, support, ~done, plan, memory)
     direct, deficient = _solve_supports(unit, scaled, support, ~(done | more), memory)
     weight = (weight + corrected + direct) * columns

@@ -19,7 +19,7 @@ from optprune.solvers.swap_search import SwapSearch
 SHORT = ADMM(rho=0.07, growth=1.07, patience=2, settling=1e-3, refit_tolerance=1e-3, check_every=1)
 """Some 30 steps. On layers of condition 10 to 1e9 (spectra 1/j^p, a real layer with and without damping) its error is
 0.66 to 0.999 of that of ALPS; a first penalty of 0.1 is above ALPS by up to 2 % where the condition is near 1e4. The
-rough refit costs 3e-6 of the objective at most there.
+rough refit cost at most 3.4e-6 of the objective (384 and 512 inputs, 1/j^0.5 and 1/j); harder layers are factorised.
 """
 
 
