@@ -85,3 +85,15 @@ def test_ria_gives_a_zero_row_no_share():
 def test_ria_refuses_a_negative_power():
     with pytest.raises(InvalidInputError, match="power=-1"):
         op.RIA(power=-1)
+
+
+@pytest.mark.parametrize("solver", [op.Magnitude(), op.Wanda(), op.RIA(refit=False)], ids=repr)
+def test_without_the_dense_weight_there_is_nothing_to_rank(layer, solver):
+    weight, inputs = layer
+    statistics = op.Statistics.from_samples(inputs, inputs @ weight.T)
+    with pytest.raises(InvalidInputError, match=f"{type(solver).__name__} ranks the dense weights"):
+        op.solve(L0LeastSquares(statistics, op.PerRow(3)), solver)
+    nothing = op.Statistics.from_samples(inputs, 0 * inputs @ weight.T)
+    assert float(op.solve(L0LeastSquares(nothing, op.PerRow(3)), solver).matrix.abs().max()) == 0.0
+    support = op.Fixed(torch.arange(16).reshape(2, 8) % 3 == 0)
+    assert bool((op.Magnitude().run(L0LeastSquares(statistics, support)).matrix != 0).equal(support.mask))
