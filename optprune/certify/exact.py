@@ -96,5 +96,7 @@ def certify_exact(problem: Problem, matrix: Tensor, evidence: Mapping[str, Tenso
     """
     start = time.perf_counter()
     checker = checker_for(problem)
-    objective, bound, violation, theorem = checker.exact(problem, finite64(problem, matrix), evidence)
+    problem = problem.to("cpu")  # where Python's integers are
+    witness = {name: tensor.to("cpu") for name, tensor in evidence.items()}
+    objective, bound, violation, theorem = checker.exact(problem, finite64(problem, matrix.to("cpu")), witness)
     return ExactCertificate(objective, bound, violation, theorem, time.perf_counter() - start)

@@ -16,7 +16,7 @@ from optprune.network.capture import Captured
 from optprune.network.damping import DampingChoice
 from optprune.network.layers import Adapter, named_adapters
 from optprune.network.report import LayerRecord, Part
-from optprune.network.statements import group_statistics, on_cpu, shipped
+from optprune.network.statements import group_statistics, shipped
 from optprune.network.targets import Target
 from optprune.network.total import total
 from optprune.problems import L0LeastSquares, Problem
@@ -131,7 +131,7 @@ def _write(name: str, model: nn.Module, solved: Solved) -> Adapter:
 
 def _part(problem: Problem, solution: Solution, weight: Tensor, bias: Tensor | None) -> Part:
     """The certificate of the written weights, from the evidence found for the solver's."""
-    problem = on_cpu(problem)
+    problem = problem.to("cpu")
     evidence = {name: tensor.to("cpu") for name, tensor in solution.evidence.items()}
     matrix = shipped(problem, weight, bias)
     return Part(problem, matrix, evidence, recheck(problem, matrix, evidence))

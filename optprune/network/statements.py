@@ -161,14 +161,6 @@ def _dense(statistics: Statistics, adapter: Adapter) -> tuple[Tensor, Tensor | N
     return statistics.reference[..., :inputs], bias
 
 
-def on_cpu(problem: Problem) -> Problem:
-    """The same statement with its tensors in main memory."""
-    tensors = problem.tensors()
-    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
-        return problem
-    return problem.restore({name: tensor.to("cpu") for name, tensor in tensors.items()}, problem.settings())
-
-
 def shipped(problem: Problem, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The variable of a problem that stands for written parameters, in float64."""
     parts = [weight.double()] if bias is None else [weight.double(), bias.double().unsqueeze(-1)]

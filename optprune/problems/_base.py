@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,6 +42,14 @@ class Problem(ABC):
     @abstractmethod
     def violation(self, matrix: Float[Tensor, "*batch out d"]) -> Mapping[str, Tensor]:
         """How far each constraint is violated, relative to the data's scale; 0 where it holds."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same numbers on another device."""
+        tensors = self.tensors()
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        if all(moved[name] is tensor for name, tensor in tensors.items()):
+            return self
+        return self.restore(moved, self.settings())
 
     def split(self, matrix: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
         """The layer's weight and, where it is a variable, its bias; the matrix is the weight unless overridden."""

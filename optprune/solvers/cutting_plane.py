@@ -75,7 +75,8 @@ class CuttingPlane(Solver[L0ReLU]):
             terminations = tuple(t for answer in answers for t in answer.termination)
             return Answer(torch.stack([a.matrix for a in answers]), terminations, max(a.steps for a in answers))
         if isinstance(problem.pattern, Fixed):
-            return Answer(fit_relu(problem, problem.pattern.mask), (Termination.CLOSED_FORM,), 0)
+            mask = problem.pattern.mask.to(problem.reference.device)
+            return Answer(fit_relu(problem, mask), (Termination.CLOSED_FORM,), 0)
         search = _Search(problem)
         cuts = 0
         while cuts == 0 or (cuts < self.max_cuts and search.open_scopes(self.tolerance)):

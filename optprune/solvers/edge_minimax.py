@@ -92,7 +92,7 @@ def _fit(weight: Float[Tensor, " in"], rows: Float[Tensor, "n in"], support: tup
     through = terms.abs().sum(-1)
     live = through > 0
     # Relative to what flows, every point has scale 1; v_j = u_j / w_j has scale 1, too.
-    share = (terms[live] / through[live, None]).numpy()
+    share = (terms[live] / through[live, None]).cpu().numpy()
     factors = np.zeros(len(weight))
     target = share.sum(-1)
     if kept and len(share):
