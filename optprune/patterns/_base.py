@@ -75,11 +75,17 @@ class Pattern(ABC):
                 f"{self} keeps {kept} of {units} units of a {shape[0]} x {shape[1]} matrix; give 0 to {units}"
             )
 
-    def support(self, scores: Shaped[Tensor, "*batch out in"]) -> Bool[Tensor, "*batch out in"]:
+    def support(
+        self, scores: Shaped[Tensor, "*batch out in"], *, checked: bool = True
+    ) -> Bool[Tensor, "*batch out in"]:
         r"""The admissible support with the largest total score.
 
         $\arg\max_{S \in \mathcal F} \sum_{(i,j) \in S} s_{ij}$ for scores $s \ge 0$; keeps exactly `count` weights,
         and among equals those of the lowest index.
+
+        Args:
+            scores: $s$.
+            checked: look for NaN, for which the host waits for the device (see `top_k`).
 
         Raises:
             InvalidInputError: the pattern does not fit.
@@ -88,14 +94,20 @@ class Pattern(ABC):
         shape = shape_of(scores)
         self.validate(shape)
         totals = self.units(scores).sum(-1)
-        chosen = top_k(totals, self.kept(shape), dim=-1)
+        chosen = top_k(totals, self.kept(shape), dim=-1, checked=checked)
         size = self.layout(shape)[2]
         return self.from_units(chosen.unsqueeze(-1).expand(*chosen.shape, size), shape)
 
-    def project(self, weight: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*batch out in"]:
-        """The nearest matrix (Frobenius) whose support is admissible; squares are taken in float64 at unit scale."""
+    def project(
+        self, weight: Shaped[Tensor, "*batch out in"], *, checked: bool = True
+    ) -> Shaped[Tensor, "*batch out in"]:
+        """The nearest matrix (Frobenius) whose support is admissible; squares are taken in float64 at unit scale.
+
+        `checked` as in `support`.
+        """
         scale = weight.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
-        return torch.where(self.support((weight / scale).to(torch.float64).square()), weight, 0.0)
+        squares = (weight / scale).to(torch.float64).square()
+        return torch.where(self.support(squares, checked=checked), weight, 0.0)
 
     def violation(self, weight: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*batch"]:
         r"""$\lVert U - P(U) \rVert_F / \lVert U \rVert_F$ with $P$ = `project`; 0 where the support is admissible."""

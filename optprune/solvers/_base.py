@@ -64,7 +64,7 @@ class IterativeSolver(Solver[P], Generic[P, S]):
 
     The state is a dataclass of tensors with the problem's leading batch dimensions (or none, for what all share). An
     element of a stack that has stopped is frozen, so that a stack gives what its members give one by one. The device
-    is read once every `check_every` steps.
+    is read once every `check_every` steps. An element that ends NON_FINITE has no answer: its matrix is NaN.
 
     Attributes:
         max_steps: most steps.
@@ -110,7 +110,8 @@ class IterativeSolver(Solver[P], Generic[P, S]):
                 progress(steps, self.max_steps)
         answer = self.finish(problem, state)
         terminations = tuple(_TERMINATIONS[int(code)] for code in codes.reshape(-1))
-        return replace(answer, termination=terminations, steps=steps)
+        lost = (codes == NON_FINITE)[..., None, None].to(answer.matrix.device)
+        return replace(answer, matrix=answer.matrix.masked_fill(lost, torch.nan), termination=terminations, steps=steps)
 
 
 def _freeze(codes: Tensor, old: Any, new: Any) -> Any:

@@ -121,9 +121,9 @@ def _loose_support(
 ) -> Bool[Tensor, "*batch out in"]:
     """The support that the pattern chooses, and the fraction `left` of all other units, the best of the layer."""
     shape = (int(scores.shape[-2]), int(scores.shape[-1]))
-    mask = pattern.units(pattern.support(scores)).any(-1)
+    budgets, units, size = pattern.layout(shape)
+    mask = pattern.units(pattern.support(scores, checked=False)).any(-1)  # `residual` looks
     rest = pattern.units(scores).sum(-1).masked_fill(mask, -1.0).flatten(-2)
-    # Fixed gives every mask the same size in each layer of a stack, as every other pattern does.
-    extra = round(left * int((rest[(0,) * (rest.dim() - 1)] >= 0).sum()))
-    chosen = mask | top_k(rest, extra).reshape(mask.shape)
-    return pattern.from_units(chosen.unsqueeze(-1).expand(*chosen.shape, pattern.layout(shape)[2]), shape)
+    extra = round(left * (budgets * units - pattern.count(shape) // size))
+    chosen = mask | top_k(rest, extra, checked=False).reshape(mask.shape)
+    return pattern.from_units(chosen.unsqueeze(-1).expand(*chosen.shape, size), shape)

@@ -158,7 +158,7 @@ class SLR(IterativeSolver[L0LeastSquares, SLRState]):
         state = self._update(replace(state, smooth=smooth), lowered)
 
         target = state.smooth + state.multipliers / state.rho
-        sparse = state.layer.pattern.project(target)
+        sparse = state.layer.pattern.project(target, checked=False)  # `residual` looks
         moved = state.sparse - sparse
         lowered = (moved * (0.5 * (state.sparse + sparse) - target)).sum((-2, -1)) > 0
         changed = ((sparse != 0) != (state.sparse != 0)).sum((-2, -1))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
 import optprune as op
 from optprune.errors import InvalidInputError
 from optprune.problems import L0LeastSquares, stack
+from optprune.solution import Termination
 from optprune.testing.instances import data, every_pattern, l0_instances
 
 
@@ -94,3 +97,24 @@ def test_cascade_targets_are_fitted_not_the_dense_weight():
     other = weight + 0.1
     problem = L0LeastSquares(op.Statistics.from_samples(inputs, inputs @ other.mT, weight), op.PerRow(8))
     assert torch.allclose(op.ADMM().run(problem).matrix, other, rtol=1e-10)
+
+
+@pytest.mark.parametrize("pattern", [op.PerRow(4), op.NOfM(2, 4)], ids=repr)
+def test_numbers_that_leave_the_range_end_one_member_and_no_other(pattern):
+    """Between two looks the steps go on with NaN; then the element says so and has no answer."""
+
+    @dataclass(frozen=True)
+    class Poisoned(op.ADMM):
+        def step(self, problem, state):
+            state = super().step(problem, state)
+            bad = torch.tensor([0.0, float("nan")])[:, None, None] if state.multipliers.dim() == 3 else float("nan")
+            return replace(state, multipliers=state.multipliers + bad)
+
+    problems = [L0LeastSquares.from_layer(*data(seed), pattern=pattern) for seed in (7, 8)]
+    alone = op.solve(problems[1], Poisoned())
+    assert (alone.termination, alone.certificate) == (Termination.NON_FINITE, None)
+    good, bad = op.solve_all(problems, Poisoned())
+    assert bool(bad.matrix.isnan().all())
+    assert bad.termination is Termination.NON_FINITE
+    assert good.termination is Termination.CONVERGED
+    torch.testing.assert_close(good.matrix, op.solve(problems[0], op.ADMM()).matrix)
