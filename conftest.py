@@ -3,6 +3,7 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import install_import_hook
+
+from tests.stand_in import stand_in
 
 if any(name.partition(".")[0] == "optprune" for name in sys.modules):
     raise RuntimeError("optprune was imported before its annotations could be checked; import it in tests only")
@@ -112,3 +115,13 @@ def unchecked():
 def rng() -> torch.Generator:
     """A generator of its own for each test; the global one belongs to the caller."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=["stand-in", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A device that is not the CPU: a real one where there is one, and one that only refuses what it would refuse."""
+    if request.param == "cuda":
+        yield "cuda"
+        return
+    with stand_in() as name:
+        yield name

@@ -245,12 +245,11 @@ def test_fields_are_validated():
     assert torch.equal(moved.gram, s.gram)
 
 
-@pytest.mark.gpu
-def test_on_a_cuda_device():
+def test_on_a_device(device):
     x, weight, t = data(5000, 64, 32, dtype=torch.float32)
     here = Statistics.from_samples(x, t, weight)
-    there = Statistics.from_samples(x.cuda(), t.cuda(), weight.cuda()).to("cpu")
+    there = Statistics.from_samples(x.to(device), t.to(device), weight.to(device)).to("cpu")
     for name in ("gram", "cross", "energy"):
         torch.testing.assert_close(getattr(there, name), getattr(here, name), rtol=1e-12, atol=1e-12)
-    with pytest.raises(InvalidInputError, match="cuda"):
-        Statistics.from_layer(weight.cuda(), x)
+    with pytest.raises(InvalidInputError, match=device):
+        Statistics.from_layer(weight.to(device), x)
