@@ -12,10 +12,11 @@ from optprune.bounds.growth import growth_bound
 from optprune.certify._accelerate import Proximal
 from optprune.numerics.linalg import spectral_norm
 from optprune.numerics.rounding import UNIT
+from optprune.numerics.working_memory import working_memory
 from optprune.problems import L0ReLU
 
 
-def relu_minorant(problem: L0ReLU, memory: int = 2**27) -> Float[Tensor, "out d"]:
+def relu_minorant(problem: L0ReLU, memory: int | None = None) -> Float[Tensor, "out d"]:
     r"""$\delta_r = \mu_r / \operatorname{diag}(H_r^{-1})$ with the largest $\mu_r$ that a proof will accept."""
     if not bool(problem.ridge > 0):  # every input is dead
         return torch.zeros_like(problem.reference)
@@ -103,10 +104,11 @@ def bound_at(problem: L0ReLU, minorant: Float[Tensor, "out d"], point: Float[Ten
     return growth_bound(problem.objective(point), problem.gradient(point), minorant, point, support)
 
 
-def hessians(problem: L0ReLU, memory: int) -> Iterator[Float[Tensor, "rows d d"]]:
+def hessians(problem: L0ReLU, memory: int | None) -> Iterator[Float[Tensor, "rows d d"]]:
     r"""$H_r$ of some rows after the other."""
     n, d = problem.inputs.shape
-    for active in problem.active.T.split(max(1, memory // (16 * d * (n + d)))):
+    at_once = working_memory(memory, problem.inputs.device, 2**27) // (16 * d * (n + d))
+    for active in problem.active.T.split(max(1, at_once)):
         counted = (problem.inputs.T * active.unsqueeze(-2)) @ problem.inputs / n
         hessian = (counted + counted.mT) / 2
         hessian.diagonal(dim1=-2, dim2=-1).add_(problem.ridge)

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from optprune.certify._perspective import Perspective
 from optprune.numerics.blocked import blocked_cholesky, solve
+from optprune.numerics.working_memory import working_memory
 
 
-def fit(relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int = 2**24) -> Float[Tensor, "out live"]:
+def fit(
+    relaxation: Perspective, shares: Float[Tensor, "out live"], memory: int | None = None
+) -> Float[Tensor, "out live"]:
     r"""The minimiser over x for given shares z, row by row in chunks: `out * in**3 / 3` operations.
 
     $x = Z^{1/2} (I + Z^{1/2} A Z^{1/2})^{-1} Z^{1/2} b$, well conditioned for every $z$.
     """
     size = shares.shape[1]
-    rows = max(1, memory // (2 * shares.dtype.itemsize * size * size))
+    rows = max(1, working_memory(memory, shares.device, 2**24) // (2 * shares.dtype.itemsize * size * size))
     root = shares.sqrt()
     outer = root / relaxation.root
     parts = []

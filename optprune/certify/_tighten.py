@@ -11,6 +11,7 @@ from optprune.certify._perspective import Perspective
 from optprune.certify._room import room
 from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.rounding import SMALLEST, UNIT
+from optprune.numerics.working_memory import working_memory
 
 FLOORS = (0.1, 1e-3)
 """First and least floor of the shares in a fit: a share of 0 would stay 0 although the minorant has changed."""
@@ -71,7 +72,7 @@ def tighten(
     *,
     rounds: int,
     own: bool,
-    memory: int = 2**24,
+    memory: int | None = None,
 ) -> tuple[Perspective, Float[Tensor, "out live"]]:
     r"""Alternate a few majorisation steps for the point with one Newton step for the minorants.
 
@@ -91,7 +92,7 @@ def tighten(
         growth: stop when two rounds raise twice the bound by less than this each.
         rounds: most rounds.
         own: whether each row gets a minorant of its own.
-        memory: bytes for the matrices of a chunk of rows.
+        memory: bytes for the matrices of a chunk of rows; see `working_memory`.
 
     Returns:
         The relaxation with the best minorants found and the point that goes with them.
@@ -127,7 +128,7 @@ def tighten(
 
 
 def _polish(
-    relaxation: Perspective, record: _Record, growth: float, memory: int
+    relaxation: Perspective, record: _Record, growth: float, memory: int | None
 ) -> tuple[Perspective, Float[Tensor, "out live"]]:
     """Majorisation steps for minorants that stay."""
     x = record.x
@@ -165,13 +166,13 @@ def _ascend(
     delta: Float[Tensor, "out live"],
     gain: Float[Tensor, "out live"],
     weight: Float[Tensor, " out"],
-    memory: int,
+    memory: int | None,
 ) -> tuple[Float[Tensor, "out live"], Bool[Tensor, " out"]]:
     """One Newton step for each minorant, a chunk at a time; and whether it may lower its barrier."""
     mean = gain.mean(-1, keepdim=True)
     # A row without any gain (all its weights are 0) has nothing to optimise; equal gains keep it in the interior.
     gain = torch.where(mean > 0, gain / mean, 1.0).clamp_min(1e-6)
-    rows = max(1, memory // (5 * gram.dtype.itemsize * gram.shape[0] ** 2))
+    rows = max(1, working_memory(memory, gram.device, 2**24) // (5 * gram.dtype.itemsize * gram.shape[0] ** 2))
     parts = [_newton(gram, *chunk) for chunk in zip(*(x.split(rows) for x in (delta, gain, weight)), strict=True)]
     deltas, close = zip(*parts, strict=True)
     return torch.cat(deltas), torch.cat(close)

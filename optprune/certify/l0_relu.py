@@ -69,7 +69,7 @@ class L0ReLUChecker(Checker[L0ReLU]):
 
 
 @theorem("T13")
-def proves_growth(problem: L0ReLU, minorant: Float[Tensor, "out d"], memory: int = 2**27) -> bool:
+def proves_growth(problem: L0ReLU, minorant: Float[Tensor, "out d"], memory: int | None = None) -> bool:
     r"""Whether $H_r - \operatorname{diag}\delta_r \succeq 0$ is proved in floating point for every row."""
     if bool((minorant < 0).any()) or not bool(minorant.isfinite().all()):
         return False

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from optprune.numerics.tiles import diagonal_blocks, divided, ratio, root
+from optprune.numerics.working_memory import working_memory
 
 BLOCK = 64
 """Eliminations between two updates of the inverses; in between they are kept as a product of that rank."""
@@ -36,7 +37,7 @@ def eliminate(
     width: int = 1,
     group: int,
     spare: int,
-    memory: int = 2**26,
+    memory: int | None = None,
 ) -> Trace:
     r"""Take the cheapest unit out of every band, again and again, refitting what is left each time.
 
@@ -56,7 +57,8 @@ def eliminate(
         width: columns of a unit.
         group: consecutive units that share a budget.
         spare: units that each group loses.
-        memory: bytes that the inverses of the bands under work may take (but one band at least is held).
+        memory: bytes that the inverses of the bands under work may take (but one band at least is held); see
+            `working_memory`.
 
     References:
         Hassibi & Stork 1993 (OBS), eq. (5); Frantar, Singh & Alistarh 2022 (OBC), Algorithm 1 and section 4.1. The
@@ -67,7 +69,7 @@ def eliminate(
     order = torch.empty(problems, bands, steps, dtype=torch.int64, device=weight.device)
     cost = weight.new_empty(problems, bands, steps)
     # One inverse before and one after compaction.
-    chunk = max(1, memory // (16 * d * d))
+    chunk = max(1, working_memory(memory, weight.device) // (16 * d * d))
     for problem in range(problems):
         for start in range(0, bands, chunk):
             part = slice(start, min(start + chunk, bands))

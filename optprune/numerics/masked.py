@@ -12,6 +12,7 @@ from optprune.errors import InvalidInputError, NotPositiveDefiniteError
 from optprune.numerics.checks import require_finite
 from optprune.numerics.conjugate import masked_conjugate_gradients
 from optprune.numerics.linalg import damped, try_cholesky
+from optprune.numerics.working_memory import working_memory
 
 MAX_CONDITION = 1e6
 r"""Largest $\kappa_1$ of the unit-diagonal Gram matrix for which the complement form is used.
@@ -55,7 +56,7 @@ def masked_least_squares(
     damping: float = 0.0,
     start: Float[Tensor, "*batch d_out d_in"] | None = None,
     tolerance: float = 1e-10,
-    memory: int = 2**26,
+    memory: int | None = None,
 ) -> MaskedSolution:
     r"""Row $i$ minimises $\tfrac12 w^\top (G + \delta\,\bar g\,I) w - c_i^\top w$ over $w$ supported on `mask[i]`.
 
@@ -78,7 +79,7 @@ def masked_least_squares(
         start: a weight close to the solution, which saves steps of conjugate gradients.
         tolerance: relative residual at which they end. Its square, at most times the condition, is the excess of the
             objective, relative to what the weight gains over zero.
-        memory: Bytes that the gathered blocks may take (but one block at least is held). More pays on a GPU only.
+        memory: Bytes that the gathered blocks may take (but one block at least is held); see `working_memory`.
 
     Raises:
         InvalidInputError: `damping` is negative or not finite, or `memory` or `tolerance` not positive.
@@ -89,6 +90,7 @@ def masked_least_squares(
         The complement form is the block-inverse identity behind Optimal Brain Surgeon (Hassibi & Stork 1993, eq. 5) for
         a set of weights; for rows with masks see Frantar & Singh 2023, eq. 2.
     """
+    memory = working_memory(memory, gram.device)
     if not (0 <= damping < float("inf") and memory > 0 and tolerance > 0):
         raise InvalidInputError(
             f"damping={damping}, memory={memory}, tolerance={tolerance} were given; the damping is finite and >= 0, "

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optprune.errors import NonFiniteError
+from optprune.numerics.working_memory import working_memory
 from optprune.problems import L0ReLU
 
 MAX_STEPS = 200
@@ -22,7 +23,7 @@ def fit_relu(
     start: Float[Tensor, "out d"] | None = None,
     rows: Tensor | None = None,
     *,
-    memory: int = 2**27,
+    memory: int | None = None,
 ) -> Float[Tensor, "out d"]:
     r"""Each row minimises its share of the objective over the weights of its support.
 
@@ -35,7 +36,7 @@ def fit_relu(
         mask: the supports, one per entry of `rows`.
         start: the point to start from; default 0.
         rows: which row of the problem each support belongs to; default all, in their order.
-        memory: bytes for the gathered inputs of a chunk of rows.
+        memory: bytes for the gathered inputs of a chunk of rows; see `working_memory`.
 
     Raises:
         NonFiniteError: the numbers overflow.
@@ -43,7 +44,7 @@ def fit_relu(
     rows = torch.arange(problem.shape[0], device=mask.device) if rows is None else rows
     start = torch.zeros_like(problem.reference[rows]) if start is None else start
     width = max(1, int(mask.sum(-1).max()))
-    count = max(1, memory // (32 * problem.inputs.shape[-2] * width))
+    count = max(1, working_memory(memory, start.device, 2**27) // (32 * problem.inputs.shape[-2] * width))
     parts = zip(mask.split(count), start.split(count), rows.split(count), strict=True)
     return torch.cat([_Rows(problem, *part, width).newton() for part in parts])
 

@@ -33,12 +33,13 @@ class OBC(Solver[L0LeastSquares]):
 
     Attributes:
         memory: bytes for the inverses of the rows under work; one row takes $16 \, \mathrm{in}^2$ at least.
+            None: 64 MiB on a CPU, 1 GiB elsewhere.
 
     References:
         Frantar, Singh & Alistarh 2022 (OBC), Algorithm 1, equations (3) and (4), and section 4.2 for the share-out.
     """
 
-    memory: int = 2**26
+    memory: int | None = None
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)
     summary: ClassVar[str] = "greedy elimination with exact refits in every row, one pass for all budgets"

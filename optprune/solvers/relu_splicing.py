@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
+from optprune.numerics.working_memory import working_memory
 from optprune.problems import L0ReLU, Problem, unstack
 from optprune.solution import Answer, Termination
 from optprune.solvers._base import Progress, Promise, Solver
@@ -33,7 +34,7 @@ class ReLUSplicing(Solver[L0ReLU]):
         candidates: exchanges fitted per row and round.
         max_rounds: most rounds.
         tolerance: least decrease of a row's objective that counts, relative.
-        memory: bytes for the comparison of pairs.
+        memory: bytes for the comparison of pairs. None: 128 MiB on a CPU, 1 GiB elsewhere.
 
     References:
         Zhu, Wen, Zhu, Zhang & Wang 2020 (splicing), section 2, whose sacrifices these are for a quadratic loss; Phan,
@@ -44,14 +45,15 @@ class ReLUSplicing(Solver[L0ReLU]):
     candidates: int = 16
     max_rounds: int = 100
     tolerance: float = 1e-9
-    memory: int = 2**27
+    memory: int | None = None
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0ReLU,)
     summary: ClassVar[str] = "exchanges of single weights behind a ReLU, the most promising ones fitted exactly"
     source: ClassVar[str] = "Phan, Nguyen, Nguyen & Kalagnanam 2020 (problem); Zhu et al. 2020 (splicing)"
 
     def __post_init__(self) -> None:
-        if not (min(self.candidates, self.max_rounds, self.memory) > 0 and self.tolerance > 0):
+        counts = (self.candidates, self.max_rounds, 1 if self.memory is None else self.memory)
+        if not (min(counts) > 0 and self.tolerance > 0):
             raise InvalidInputError(
                 f"ReLUSplicing with candidates={self.candidates}, max_rounds={self.max_rounds}, "
                 f"tolerance={self.tolerance}, memory={self.memory} given; all must be positive"
@@ -122,7 +124,8 @@ class ReLUSplicing(Solver[L0ReLU]):
         d = gain.shape[1]
         count = min(self.candidates, d * d)
         found = []
-        for g, l, b in zip(*(x.split(max(1, self.memory // (24 * d * d))) for x in (gain, loss, budget)), strict=True):
+        at_once = max(1, working_memory(self.memory, gain.device, 2**27) // (24 * d * d))
+        for g, l, b in zip(*(x.split(at_once) for x in (gain, loss, budget)), strict=True):
             score = g.unsqueeze(-2) - l.unsqueeze(-1)  # [leaves, enters]
             score = torch.where(b.unsqueeze(-1) == b.unsqueeze(-2), score, -torch.inf)
             found.append(score.flatten(1).topk(count, dim=-1))

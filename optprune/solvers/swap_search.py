@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
+from optprune.numerics.working_memory import working_memory
 from optprune.patterns import Fixed
 from optprune.problems import L0LeastSquares, Problem
 from optprune.solution import Answer, Termination
@@ -34,7 +35,8 @@ class SwapSearch(Solver[L0LeastSquares]):
         max_exchanges: most exchanges of a row in a round.
         max_rounds: most rounds of exchanges and moves.
         tolerance: least decrease that counts, relative to the row's excess over the dense optimum.
-        memory: bytes for the fits of the rows under work (one row is held at least).
+        memory: bytes for the fits of the rows under work (one row is held at least). None: 64 MiB on a CPU, 1 GiB
+            elsewhere.
 
     References:
         Beck & Eldar 2013, section 3.3, call the end a coordinate-wise minimum; Hazimeh & Mazumder 2020 (L0Learn),
@@ -45,14 +47,15 @@ class SwapSearch(Solver[L0LeastSquares]):
     max_exchanges: int = 1000
     max_rounds: int = 50
     tolerance: float = 1e-6
-    memory: int = 2**26
+    memory: int | None = None
 
     accepts: ClassVar[tuple[type[Problem], ...]] = (L0LeastSquares,)
     summary: ClassVar[str] = "exchanges within rows and moves between rows until none helps, all pairs refitted"
     source: ClassVar[str] = "Beck & Eldar 2013, section 3.3; Hazimeh & Mazumder 2020 (L0Learn), section 2.2"
 
     def __post_init__(self) -> None:
-        if not (min(self.max_exchanges, self.max_rounds, self.memory) > 0 and self.tolerance > 0):
+        counts = (self.max_exchanges, self.max_rounds, 1 if self.memory is None else self.memory)
+        if not (min(counts) > 0 and self.tolerance > 0):
             raise InvalidInputError(
                 f"SwapSearch with max_exchanges={self.max_exchanges}, max_rounds={self.max_rounds}, "
                 f"tolerance={self.tolerance}, memory={self.memory} given; all must be positive"
@@ -78,7 +81,8 @@ class SwapSearch(Solver[L0LeastSquares]):
         """The answer that the search reaches from an admissible support of full size; the pattern is not `Fixed`."""
         first, _ = refit(problem, mask)
         bands = Bands.of(problem)
-        descent = Descent(bands, bands.kept(mask), self.tolerance, self.max_exchanges, self.memory)
+        memory = working_memory(self.memory, mask.device)
+        descent = Descent(bands, bands.kept(mask), self.tolerance, self.max_exchanges, memory)
         chosen = torch.arange(len(bands.linear), device=mask.device)
         rounds = 0
         while len(chosen) and rounds < self.max_rounds:
