@@ -14,6 +14,7 @@ from optprune.certify._room import room
 from optprune.certify._tighten import INSIDE, margin, outputs, search_precision
 from optprune.numerics.blocked import blocked_cholesky, solve
 from optprune.numerics.linalg import diagonal_blocks
+from optprune.numerics.working_memory import working_memory
 from optprune.patterns import NOfM
 from optprune.problems.least_squares import L0LeastSquares
 
@@ -279,7 +280,7 @@ def strengthen_groups(
     effort: float,
     tolerance: float = 0.01,
     max_rounds: int = 7,
-    memory: int = 2**24,
+    memory: int | None = None,
 ) -> tuple[Float[Tensor, "out groups size size"], Float[Tensor, "out in"]] | None:
     r"""Block-diagonal minorants for each row, and a point of linearisation, whose bound is near the best; None where
     the effort does not allow enough rounds to make them better than diagonal ones.
@@ -288,22 +289,26 @@ def strengthen_groups(
         problem: with an n of m pattern.
         minorant: as `scaled_minorant` gives it, positive on the live inputs.
         start: a good weight.
-        effort: floating-point operations that may be spent; a round takes about `6 * out * in**3`.
+        effort: floating-point operations that may be spent; a round takes about `4 * out * in**3`.
         tolerance: stop when a round raises the bound by less than this fraction of the objective at `start`.
         max_rounds: most rounds.
-        memory: bytes for the matrices of a chunk of rows.
+        memory: bytes for the matrices of a chunk of rows; see `working_memory`.
     """
     pattern, rows = problem.pattern, problem.shape[0]
     assert isinstance(pattern, NOfM)
-    live = problem.gram.diagonal() > 0
-    gram = problem.gram + torch.diag(torch.where(live, 0.0, 1.0).to(problem.gram))
+    # Groups of dead inputs alone are left out; a dead input beside live ones costs nothing and gains nothing.
+    groups = (problem.gram.diagonal() > 0).view(-1, pattern.m).any(-1)
+    taken = groups.repeat_interleave(pattern.m).nonzero().squeeze(-1)
+    gram, minorant = problem.gram[taken][:, taken], minorant[taken]
+    live = gram.diagonal() > 0
+    gram.diagonal().masked_fill_(~live, 1.0)
     unit = gram.diagonal().rsqrt()
-    gram, b = gram * unit[:, None] * unit, torch.where(live, problem.linear, 0.0) * unit
+    gram, b = gram * unit[:, None] * unit, torch.where(live, problem.linear[:, taken], 0.0) * unit
     feasible = minorant[live] * unit[live].square()
     objective = 2 * float(problem.objective(start))
     size, share = outputs(problem.energy, objective)
     dtype, time = search_precision(feasible, share)
-    rounds = int(min(max_rounds, effort / (time * 6.0 * rows * len(gram) ** 3)))
+    rounds = int(min(max_rounds, effort / (time * 4.0 * rows * len(gram) ** 3)))
     if rounds < min(FEWEST_ROUNDS, max_rounds):
         return None
     delta = torch.where(live, 0.6 * minorant * unit.square(), 0.5).to(dtype).view(-1, pattern.m)
@@ -311,13 +316,17 @@ def strengthen_groups(
     spots = torch.nn.functional.one_hot(choices, pattern.m).to(delta).mT.contiguous()
     b, energy, growth = b / size, problem.energy / size**2, tolerance * objective / size**2
     found = []
-    for part in torch.arange(rows, device=gram.device).split(max(1, memory // (5 * dtype.itemsize * len(gram) ** 2))):
+    at_once = working_memory(memory, gram.device, 2**24) // (5 * dtype.itemsize * len(gram) ** 2)
+    for part in torch.arange(rows, device=gram.device).split(max(1, at_once)):
         blocks = Blocks(gram.to(dtype), b[part].to(dtype), energy[part].to(dtype), spots, choices, pattern.m)
         d = torch.diag_embed(delta).expand(len(part), -1, -1, -1)
-        first = (torch.where(live, start[part], 0.0) / unit / size).to(dtype)
+        first = (torch.where(live, start[part][:, taken], 0.0) / unit / size).to(dtype)
         found.append(tighten_blocks(blocks, d, first, growth * len(part) / rows, rounds))
     d, u = (torch.cat(tensors).double() for tensors in zip(*found, strict=True))
     d = d / diagonal_blocks(unit[:, None] * unit, pattern.m)
     alive = live.view(-1, pattern.m)
-    d = torch.where(alive[:, :, None] & alive[:, None, :], (d + d.mT) / 2, 0.0)
-    return d, u * size * torch.where(live, unit, 0.0)
+    minorants = d.new_zeros(rows, len(groups), pattern.m, pattern.m)
+    minorants[:, groups] = torch.where(alive[:, :, None] & alive[:, None, :], (d + d.mT) / 2, 0.0)
+    point = torch.zeros_like(start)
+    point[:, taken] = u * size * torch.where(live, unit, 0.0)
+    return minorants, point

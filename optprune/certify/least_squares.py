@@ -28,6 +28,7 @@ from optprune.errors import InvalidInputError
 from optprune.numerics.dyadic import Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
 from optprune.numerics.rounding import SMALLEST, UNIT, gamma
+from optprune.numerics.working_memory import working_memory
 from optprune.patterns import NOfM
 from optprune.problems._base import Problem
 from optprune.problems.least_squares import L0LeastSquares
@@ -68,9 +69,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     is a mask times the dense one, `mask_only_lower_bound` is below every such weight: what a better mask could reach.
 
     Attributes:
-        effort: floating-point operations that may go into the evidence, in float64; a core makes 5e9 to 1e10 of them
-            in a second. Well-conditioned layers are searched in float32, where they count less. A bound of less effort
-            is as valid, and weaker. On very large layers 400 products with the Gram matrix are made all the same.
+        effort: floating-point operations that may go into the evidence, in float64; on layers of 600 inputs and more,
+            which use them up, the default takes a core one to two minutes. Well-conditioned layers are searched in
+            float32, where they count less. A bound of less effort is as valid, and weaker. On very large layers 400
+            products with the Gram matrix are made all the same.
         tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
             one does where the evidence is blocks.
         max_rounds: most rounds. The default costs at most about five times what the default solver does, and ends up to
@@ -85,7 +87,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         Ghaoui 2015.
     """
 
-    effort: float = 1.5e12
+    effort: float = 3e12
     tolerance: float = 0.005
     max_rounds: int = 7
 
@@ -244,7 +246,9 @@ def _errors(problem: L0LeastSquares, matrix: Tensor) -> dict[str, float]:
 
 
 @theorem("T03")
-def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out in"], memory: int = 2**24) -> bool:
+def proves_minorant(
+    gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out in"], memory: int | None = None
+) -> bool:
     r"""Whether $H - \operatorname{diag}\delta_r \succeq 0$ is proved in floating point for every row of `minorant`.
 
     Rows and columns are scaled by powers of two, which is exact, so that badly scaled inputs do not weaken the proof.
@@ -253,7 +257,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
     Args:
         gram: $H$.
         minorant: $\delta$, one or several.
-        memory: bytes for the matrices of a chunk of rows.
+        memory: bytes for the matrices of a chunk of rows; see `working_memory`.
     """
     live = gram.diagonal() > 0
     several = minorant.reshape(-1, minorant.shape[-1]).unique(dim=0)
@@ -271,7 +275,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
     scaled = h * scale[:, None] * scale[None, :]
     # Adding up the shift and subtracting it round once each, together by less than 2 UNIT * diagonal.
     shift = delta * scale.square() + 2 * UNIT * scaled.diagonal()
-    rows = max(1, memory // (40 * max(1, len(h)) ** 2))
+    rows = max(1, working_memory(memory, gram.device, 2**24) // (40 * max(1, len(h)) ** 2))
     for part in shift.split(rows):
         rest = scaled.expand(len(part), *scaled.shape).clone()
         rest.diagonal(dim1=-2, dim2=-1).sub_(part)
@@ -282,7 +286,7 @@ def proves_minorant(gram: Float[Tensor, "in in"], minorant: Float[Tensor, "*out 
 
 @theorem("T10")
 def proves_blocks(
-    gram: Float[Tensor, "in in"], blocks: Float[Tensor, "*out groups size size"], size: int, memory: int = 2**24
+    gram: Float[Tensor, "in in"], blocks: Float[Tensor, "*out groups size size"], size: int, memory: int | None = None
 ) -> bool:
     r"""Whether $H - D_r \succeq 0$ is proved in floating point for every row, $D_r$ with these diagonal blocks.
 
@@ -293,7 +297,7 @@ def proves_blocks(
         gram: $H$.
         blocks: one set for all rows or one per row.
         size: inputs in a block.
-        memory: bytes for the matrices of a chunk of rows.
+        memory: bytes for the matrices of a chunk of rows; see `working_memory`.
     """
     groups = gram.shape[0] // size
     if blocks.shape[-3:] != (groups, size, size) or not bool(blocks.isfinite().all() & (blocks == blocks.mT).all()):
@@ -305,7 +309,8 @@ def proves_blocks(
         return False
     scale = binary_scale(gram.diagonal())
     scaled, cut = gram * scale[:, None] * scale[None, :], scale.view(groups, size)
-    for part in (several * cut[:, :, None] * cut[:, None, :]).split(max(1, memory // (40 * len(gram) ** 2))):
+    at_once = working_memory(memory, gram.device, 2**24) // (40 * len(gram) ** 2)
+    for part in (several * cut[:, :, None] * cut[:, None, :]).split(max(1, at_once)):
         rest = scaled.expand(len(part), *scaled.shape).clone()
         inner = diagonal_blocks(rest, size)
         # Every entry rounds once and those on the diagonal twice: less than 4 UNIT of their sizes, summed over a row.
