@@ -13,6 +13,7 @@ from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import proves_minorant, strengthen
 from optprune.errors import InvalidInputError
 from optprune.problems import L0LeastSquares
+from optprune.testing.instances import data
 
 PATTERNS = [
     op.PerRow(3),
@@ -299,6 +300,26 @@ def test_dead_inputs_are_left_out():
     dead_weight = torch.cat([weight, torch.ones(2, 2, dtype=torch.float64)], 1)
     dead = certify(L0LeastSquares.from_layer(dead_weight, dead_inputs, op.PerRow(3)), dead_weight * 0)[0]
     assert dead.lower_bound == pytest.approx(alive.lower_bound, rel=1e-3)
+
+
+def test_a_group_of_dead_inputs_takes_no_part_in_the_blocks():
+    """Nor does a dead input beside live ones change what they are worth."""
+    weight, inputs = data(4, inputs=12)
+    inputs[:, 5] = 0
+    alive = L0LeastSquares.from_layer(weight, inputs, op.NOfM(2, 4))
+    # Two groups of four in front, none of whose inputs is ever seen.
+    wide = torch.cat([torch.zeros(len(inputs), 8, dtype=torch.float64), inputs], 1)
+    dense = torch.cat([torch.ones(len(weight), 8, dtype=torch.float64), weight], 1)
+    dead = L0LeastSquares.from_layer(dense, wide, op.NOfM(2, 4))
+    matrix = op.solve(alive, op.Exhaustive(), certified=False).matrix
+    padded = torch.cat([torch.zeros(len(weight), 8, dtype=torch.float64), matrix], 1)
+    here, _ = certify(alive, matrix)
+    there, evidence = certify(dead, padded)
+    assert set(evidence) == {"blocks", "point"}
+    assert bool((evidence["blocks"][:, :2] == 0).all())
+    assert bool((evidence["point"][:, :8] == 0).all())
+    assert there.lower_bound == pytest.approx(here.lower_bound, rel=1e-6)
+    assert 0.5 * here.objective < here.lower_bound <= here.objective
 
 
 def test_a_singular_gram_gives_a_vacuous_bound_in_plain_sight():
