@@ -9,6 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from optprune.numerics.checks import require_one_device
 from optprune.numerics.dyadic import Enclosure
 from optprune.problems._base import Problem
 from optprune.solution import Certificate
@@ -84,7 +85,7 @@ def certify(
         checker: one with other settings than the registered one has.
 
     Raises:
-        InvalidInputError: the matrix has another shape than the problem's variable.
+        InvalidInputError: the matrix has another shape than the problem's variable, or is on another device.
         NonFiniteError: the matrix holds NaN or infinity.
     """
     checker = checker or checker_for(problem)
@@ -97,9 +98,10 @@ def recheck(problem: Problem, matrix: Tensor, evidence: Mapping[str, Tensor]) ->
     """Check given evidence; nothing is optimised.
 
     Raises:
-        InvalidInputError: the matrix has another shape than the problem's variable.
+        InvalidInputError: the matrix has another shape than the problem's variable, or is on another device.
         NonFiniteError: the matrix holds NaN or infinity.
     """
+    require_one_device(problem=problem, **evidence)
     return checker_for(problem).check(problem, finite64(problem, matrix), evidence)
 
 
@@ -110,6 +112,7 @@ def finite64(problem: Problem, matrix: Tensor) -> Tensor:
         raise InvalidInputError(
             f"a matrix of shape {tuple(matrix.shape)} given to certify; the problem's is {problem.shape}, (out, in)"
         )
+    require_one_device(problem=problem, matrix=matrix)
     if not matrix.isfinite().all():
         raise NonFiniteError("the weights to certify hold NaN or infinity; nothing can be stated about them")
     return matrix

@@ -16,6 +16,12 @@ class _Shaped(Protocol):
     def shape(self) -> Sequence[int]: ...
 
 
+@runtime_checkable
+class _Placed(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+
 def require_finite(name: str, tensor: Shaped[Tensor, "..."], advice: str) -> None:
     """Refuse NaN and infinity.
 
@@ -53,6 +59,21 @@ def as_rows(name: str, tensor: Shaped[Tensor, "..."], device: torch.device) -> F
     require_finite(f"{name} matrix", tensor, "Find where they arise, or leave those rows out.")
     tensor = tensor.detach()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def require_one_device(**placed: _Placed | None) -> None:
+    """Refuse data on several devices.
+
+    Args:
+        placed: by name, what has a `device` (a tensor, a linear map), or None.
+
+    Raises:
+        InvalidInputError: says what is where.
+    """
+    devices = {name: data.device for name, data in placed.items() if data is not None}
+    if len(set(devices.values())) > 1:
+        given = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise InvalidInputError(f"{given} given; move them to one device (rows in a file stay on the CPU)")
 
 
 def require_columns(inputs: _Shaped, weight: Float[Tensor, "*layers out in"]) -> None:

@@ -43,6 +43,11 @@ class Problem(ABC):
     def violation(self, matrix: Float[Tensor, "*batch out d"]) -> Mapping[str, Tensor]:
         """How far each constraint is violated, relative to the data's scale; 0 where it holds."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter(self.tensors().values())).device
+
     def to(self, device: str | torch.device) -> Self:
         """The same numbers on another device."""
         tensors = self.tensors()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from optprune.errors import InvalidInputError, NonFiniteError
+from optprune.numerics.checks import require_one_device
 
 if TYPE_CHECKING:
     from optprune.problems.net_trim import NetTrim
@@ -20,6 +21,8 @@ def validate(problem: NetTrim) -> None:
         NonFiniteError: NaN or infinity in the data.
     """
     inputs, targets = problem.inputs, problem.targets
+    fields = ("inputs", "targets", "active", "ceiling", "radius", "penalised", "penalty")
+    require_one_device(**{name: getattr(problem, name) for name in fields})
     if len(inputs.shape) < 2 or tuple(inputs.shape[:-1]) != tuple(targets.shape[:-1]):
         raise InvalidInputError(
             f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} given; "

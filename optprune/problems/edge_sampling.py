@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
-from optprune.numerics.checks import as_rows, require_columns
+from optprune.numerics.checks import as_rows, require_columns, require_one_device
 from optprune.numerics.importance import largest_shares
 from optprune.numerics.linear import LinearMap, PatchMap, as_map
 from optprune.patterns import Pattern, Shape, pattern_from_json
@@ -67,6 +67,7 @@ class EdgeSampling(Problem):
         if not isinstance(data, LinearMap):
             data = as_rows("inputs", data, weight.device)
         require_columns(data, weight)
+        require_one_device(weight=weight, inputs=data)
         if tuple(data.shape[:-2]) != tuple(weight.shape[:-2]) or data.shape[-2] < 1:
             raise InvalidInputError(
                 f"inputs of shape {tuple(data.shape)} given for a weight of shape {tuple(weight.shape)}; at least one "

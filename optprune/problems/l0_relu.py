@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
-from optprune.numerics.checks import as_rows, require_columns, require_finite
+from optprune.numerics.checks import as_rows, require_columns, require_finite, require_one_device
 from optprune.patterns import Pattern, Shape, pattern_from_json
 from optprune.problems._base import Problem
 from optprune.problems.least_squares import L0LeastSquares
@@ -67,6 +67,7 @@ class L0ReLU(Problem):
             )
         rows, weight = as_rows("inputs", self.inputs, self.inputs.device), self.reference
         require_columns(rows, weight)
+        require_one_device(inputs=rows, targets=self.targets, bias=self.bias, reference=weight)
         fits = (*rows.shape[:-1], weight.shape[-2])
         if self.targets.shape != fits or self.bias.shape != weight.shape[:-1] or rows.shape[-2] == 0:
             raise InvalidInputError(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optprune.errors import InvalidInputError
-from optprune.numerics.checks import as_rows, require_columns, require_finite
+from optprune.numerics.checks import as_rows, require_columns, require_finite, require_one_device
 from optprune.numerics.linear import LinearMap, PatchMap, as_map
 from optprune.numerics.rounding import power_of_two_below
 from optprune.patterns import Shape
@@ -332,6 +332,7 @@ def _with_bias(weight: Tensor, inputs: Tensor | LinearMap, bias: Tensor | None) 
     data = inputs if isinstance(inputs, LinearMap) else as_rows("inputs", inputs, weight.device)
     data = data.to(torch.float64)
     require_columns(data, dense)
+    require_one_device(weight=dense, inputs=data, bias=bias)
     if bias is None:
         return data, dense
     require_finite("bias", bias, "Give finite numbers.")

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 import optprune as op
 from optprune.certify import certify, recheck
+from optprune.errors import InvalidInputError
+from optprune.numerics.linear import DiskMap
 from optprune.testing.instances import all_instances, data
 from tests import stand_in
 
@@ -67,6 +70,27 @@ def test_a_stack_gives_there_what_its_members_give(solver, device):
     for together, problem in zip(op.solve_all(stack, solver, certified=False), stack, strict=True):
         alone = op.solve(problem, solver, certified=False)
         torch.testing.assert_close(together.matrix.cpu(), alone.matrix.cpu(), rtol=1e-6, atol=1e-9)
+
+
+def test_data_on_two_devices_are_refused(device, tmp_path):
+    weight, inputs = data(0)
+    moved = weight.to(device)
+    np.save(tmp_path / "rows.npy", inputs.numpy())
+    rows = DiskMap(tmp_path / "rows.npy")
+    least_squares = op.L0LeastSquares.from_layer(weight, inputs, op.PerRow(3))
+    trim = op.NetTrim.from_layer(weight, rows, radius=1.0)
+    solution = op.solve(least_squares, op.ADMM())
+    for mixed in (
+        lambda: op.L0LeastSquares.from_layer(moved, inputs, op.PerRow(3)),
+        lambda: op.NetTrim.from_layer(moved, inputs, radius=1.0),
+        lambda: op.NetTrim.from_layer(moved, rows, radius=1.0),
+        lambda: trim.to(device),
+        lambda: op.EdgeSampling(moved, rows, op.PerRow(3)),
+        lambda: certify(least_squares.to(device), solution.matrix),
+        lambda: recheck(least_squares.to(device), solution.matrix.to(device), solution.evidence),
+    ):
+        with pytest.raises(InvalidInputError, match=device):
+            mixed()
 
 
 class TestWaits:
