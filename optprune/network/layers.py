@@ -250,8 +250,17 @@ def adapter_for(module: nn.Module) -> Adapter:
 
 
 def candidates(model: nn.Module) -> list[str]:
-    """Names of the layers of a type with an adapter, each module once, in the order of `named_modules`."""
-    return [name for name, module in model.named_modules() if isinstance(module, tuple(_ADAPTERS))]
+    """Names of the layers of a type with an adapter, each module once, in the order of `named_modules`.
+
+    The projection inside of `nn.MultiheadAttention` is none of them: it is never called, its parent multiplies by its
+    weight itself.
+    """
+    inside = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, tuple(_ADAPTERS)) and id(module) not in inside
+    ]
 
 
 def named_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, Adapter]:
@@ -265,7 +274,7 @@ def named_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, Adapter]
     found: dict[str, Adapter] = {}
     for name in names:
         if name not in modules:
-            known = ", ".join(repr(n) for n, m in modules.items() if isinstance(m, tuple(_ADAPTERS))) or "none"
+            known = ", ".join(map(repr, candidates(model))) or "none"
             raise InvalidInputError(
                 f"'{name}' is no module of {type(model).__name__}; its layers that can be pruned: {known}"
             )

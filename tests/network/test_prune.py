@@ -240,3 +240,15 @@ def test_digits_keep_their_accuracy():
         assert record.termination.ok
         assert record.certificate is not None
         assert 0 <= record.certificate.lower_bound <= record.certificate.objective
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_an_attention_keeps_its_own_projection(mode):
+    """It is never called, its parent multiplies by its weight; what is around it is pruned."""
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    before = block.self_attn.out_proj.weight.detach().clone()
+    made = plan.uniform(block, density=0.5)
+    assert list(made) == ["linear1", "linear2"]
+    pruned, _ = prune(block, [data(6, 3, 8)], made, Magnitude(), mode=mode)
+    assert torch.equal(pruned.self_attn.out_proj.weight, before)
+    assert int((pruned.linear1.weight != 0).sum()) == 64
