@@ -87,10 +87,11 @@ def test_what_needs_data_says_so(tmp_path, script):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["l0", "net-trim"])
 def test_lenet300_mnist(tmp_path, data_dir, method):
     arguments = ("--methods", method, "--densities", 0.3, "--samples", 1000, "--epochs", 2, "--output", tmp_path)
-    printed = run("lenet300_mnist.py", *arguments)
+    printed = run("lenet300_mnist.py", *arguments, timeout=850)
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["dense"] > 0.95
     assert len(document["rows"]) == 2
