@@ -76,7 +76,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
             one does where the evidence is blocks.
         max_rounds: most rounds. The default costs at most about five times what the default solver does, and ends up to
-            three points of the gap above where `LeastSquaresChecker(1e15, 1e-5, 40)` does.
+            three and a half points of the gap above where `LeastSquaresChecker(1e15, 1e-5, 40)` does.
 
     Guarantees:
         T03, T10: `lower_bound` is at most the objective of every weight with an admissible support.
