@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optprune.bounds._theorem import theorem
 from optprune.certify._blocks import choices_of
-from optprune.certify._exact_least_squares import witness
+from optprune.certify._exact_least_squares import witness, witnessed
 from optprune.numerics.dyadic import Dyadic, Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks
 from optprune.patterns import NOfM
@@ -123,16 +123,14 @@ def _proves(
     alive = live.nonzero().squeeze(-1).numpy()
     near = gram * scale[:, None] * scale
     places = diagonal_blocks(torch.arange(gram.numel()).view_as(gram), size).numpy()
-    eye = Dyadic(np.eye(len(alive), dtype=int).astype(object), 0)
     for index in range(len(several)):
         rest = near.clone()
         diagonal_blocks(rest, size).sub_(_floats(d[index]))
-        sigma, lower = (Dyadic.of(x[0]) for x in witness(rest[live][:, live][None]))
         taken = np.zeros(gram.numel(), dtype=object)
         taken[places.ravel()] = d[index].digits.ravel()
         left = scaled - Dyadic(taken.reshape(gram.shape), d.exponent)
-        left = left[alive][:, alive] - eye * sigma - lower @ lower.mT
-        if not (left * left).sum().item() <= sigma.item() ** 2:
+        shift, factor = witness(rest[live][:, live][None])
+        if not witnessed(left[alive][:, alive], shift[0], factor[0]):
             return False
     return True
 

@@ -18,6 +18,8 @@ from optprune.problems.least_squares import L0LeastSquares
 
 GRID = 2.0**52
 
+NONE = Dyadic(np.array(0, dtype=object), 0)
+
 MEMORY = 2**24
 """Bytes for the factors of the minorants that are proved together."""
 
@@ -46,18 +48,44 @@ def exact_minorant_bound(
     zero = Enclosure.point(0)
     if not (bool((minorant > 0).any()) and proves_minorant_exactly(problem.gram, minorant)):
         return zero
-    s = problem.statistics
-    gram, cross, reference = Dyadic.of(problem.gram), Dyadic.of(s.cross), Dyadic.of(s.reference)
-    step, delta = Dyadic.of(point - s.reference), Dyadic.of(minorant.expand(problem.shape))
-    pa = step @ gram - step * delta
-    g = cross.mT - pa
+    s, delta = problem.statistics, Dyadic.of(minorant.expand(problem.shape))
+    step = Dyadic.of(point - s.reference)
+    pa = step @ Dyadic.of(problem.gram) - step * delta
+    return exactly_separated(problem, delta, step, pa, Dyadic.of(s.cross).mT - pa)
+
+
+@theorem("T03")
+def exactly_separated(
+    problem: L0LeastSquares,
+    delta: Dyadic,
+    step: Dyadic,
+    pa: Dyadic,
+    g: Dyadic,
+    charge: Dyadic = NONE,
+    fixed: Dyadic = NONE,
+) -> Enclosure:
+    r"""The number of `separated`, without rounding; 0 where it is negative.
+
+    Args:
+        problem: $E$, $R$ and the pattern.
+        delta: $\delta$.
+        step: $P$.
+        pa: $P A$.
+        g: $g$.
+        charge: $\tau$ per weight.
+        fixed: $f$.
+
+    Guarantees:
+        T03.
+    """
     live = delta.digits > 0
     if bool(((g.digits != 0) & ~live).any()):  # a weight that is free there would lower the objective without end
-        return zero
-    shifted = g + delta * reference
+        return Enclosure.point(0)
+    reference = Dyadic.of(problem.statistics.reference)
     pruned = delta * reference * reference + g * reference + g * reference
-    fixed = Dyadic.of(s.energy).sum() - (step * pa).sum() + pruned.sum()
-    twice = Enclosure.point(fixed.item()) - _best(problem.pattern, shifted, delta, problem.shape)
+    constant = Dyadic.of(problem.statistics.energy).sum() - (step * pa).sum() + pruned.sum() + fixed
+    most = _best(problem.pattern, g + delta * reference, delta, charge, problem.shape)
+    twice = Enclosure.point(constant.item()) - most
     return Enclosure(twice.low / 2, twice.high / 2).clipped().shortened()
 
 
@@ -70,31 +98,32 @@ def exact_objective(problem: L0LeastSquares, matrix: Float[Tensor, "out in"]) ->
     return Enclosure.point(value.item() / 2)
 
 
-def _best(pattern: Pattern, shifted: Dyadic, delta: Dyadic, shape: tuple[int, int]) -> Enclosure:
-    r"""$\max_S \sum_S a^2 / \delta$ over the pattern's supports, 0 where $\delta = 0$."""
+def _best(pattern: Pattern, shifted: Dyadic, delta: Dyadic, charge: Dyadic, shape: tuple[int, int]) -> Enclosure:
+    r"""$\max_S \sum_S (a^2 / \delta + \tau)$ over the pattern's supports, $a^2 / \delta$ as 0 where $\delta = 0$."""
     squares = shifted * shifted
-    pairs = list(zip(squares.digits.ravel().tolist(), delta.digits.ravel().tolist(), strict=True))
-    sizes = [n.bit_length() - d.bit_length() for n, d in pairs if d and n]
-    if not sizes:
-        return Enclosure.point(0)
-    shift = BITS - max(sizes)  # quotients in units of 2^-BITS of the largest, or so
-    low = np.array([_floor(n, d, shift) if d else 0 for n, d in pairs], dtype=object)
-    high = low + np.array([int(n > 0 and d > 0) for n, d in pairs], dtype=object)
+    parts = list(zip(squares.digits.ravel().tolist(), delta.digits.ravel().tolist(), strict=True))
+    sizes = [n.bit_length() - d.bit_length() for n, d in parts if d and n]
+    shift = BITS - max(sizes, default=0)  # quotients in units of 2^-BITS of the largest, or so
+    low = np.array([_floor(n, d, shift) if d else 0 for n, d in parts], dtype=object)
+    high = low + np.array([int(n > 0 and d > 0) for n, d in parts], dtype=object)
     order = pattern.units(torch.arange(shape[0] * shape[1]).reshape(shape)).numpy()
     kept = pattern.kept(shape)
     counts = kept.tolist() if isinstance(kept, Tensor) else [kept] * len(order)
-    unit = Dyadic(np.array(1, dtype=object), squares.exponent - delta.exponent - shift).item()
-    return Enclosure(*(_selected(score[order].sum(-1), counts) * unit for score in (low, high)))
+    exponent = squares.exponent - delta.exponent - shift
+    ends = (Dyadic(end.reshape(shape), exponent) + charge for end in (low, high))
+    low_end, high_end = (_selected(Dyadic(end.digits.ravel()[order].sum(-1), end.exponent), counts) for end in ends)
+    return Enclosure(low_end, high_end)
 
 
 def _floor(numerator: int, denominator: int, shift: int) -> int:
     return (numerator << shift) // denominator if shift >= 0 else numerator // (denominator << -shift)
 
 
-def _selected(totals: np.ndarray, counts: list[int]) -> Fraction:
-    """The sum of the `counts[b]` largest entries of every row b, integers."""
-    largest = -np.sort(-totals, axis=-1)
-    return Fraction(sum(int(row[:count].sum()) for row, count in zip(largest, counts, strict=True) if count))
+def _selected(totals: Dyadic, counts: list[int]) -> Fraction:
+    """The sum of the `counts[b]` largest entries of every row b."""
+    largest = -np.sort(-totals.digits, axis=-1)
+    chosen = sum(int(row[:count].sum()) for row, count in zip(largest, counts, strict=True) if count)
+    return Dyadic(np.array(chosen, dtype=object), totals.exponent).item()
 
 
 @theorem("T03")
@@ -125,13 +154,18 @@ def proves_minorant_exactly(gram: Float[Tensor, "in in"], minorant: Float[Tensor
     exact = Dyadic.of(h) * exact_scale[:, None] * exact_scale[None, :]
     exact_delta = Dyadic.of(delta) * exact_scale * exact_scale
     diagonal = np.eye(len(h), dtype=int).astype(object)
-    for index, (shift, factor) in enumerate(_witnesses(h * scale[:, None] * scale, delta * scale * scale)):
-        sigma, lower = Dyadic.of(shift), Dyadic.of(factor)
-        taken = Dyadic(diagonal, 0) * (exact_delta[index] + sigma)
-        rest = exact - taken - lower @ lower.mT
-        if not (rest * rest).sum().item() <= sigma.item() ** 2:
+    for index, found in enumerate(_witnesses(h * scale[:, None] * scale, delta * scale * scale)):
+        if not witnessed(exact - Dyadic(diagonal, 0) * exact_delta[index], *found):
             return False
     return True
+
+
+@theorem("T03")
+def witnessed(matrix: Dyadic, shift: Float[Tensor, ""], factor: Float[Tensor, "in in"]) -> bool:
+    r"""Whether $\lVert A - \sigma I - L L^\top \rVert_F \le \sigma$, exactly, so that $A \succeq 0$."""
+    sigma, lower = Dyadic.of(shift), Dyadic.of(factor)
+    rest = matrix - Dyadic(np.eye(len(factor), dtype=int).astype(object), 0) * sigma - lower @ lower.mT
+    return (rest * rest).sum().item() <= sigma.item() ** 2
 
 
 def _witnesses(h: Float[Tensor, "in in"], delta: Float[Tensor, "rows in"]) -> Iterator[tuple[Tensor, Tensor]]:

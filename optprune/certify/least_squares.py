@@ -15,13 +15,16 @@ from optprune.bounds._theorem import theorem
 from optprune.bounds.block_minorant import block_minorant_bound
 from optprune.bounds.mask_only import mask_only_bound
 from optprune.bounds.minorant import minorant_parts
+from optprune.bounds.pair_minorant import pair_minorant_parts
 from optprune.bounds.screening import screened
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
 from optprune.certify._blocks import choices_of, enumerable, strengthen_groups
 from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
+from optprune.certify._exact_pairs import exact_pair_bound
 from optprune.certify._mask_only import keeps_the_dense_weights, relax_mask
+from optprune.certify._pair_evidence import pairs_in, proves_pairs
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import LEAST_SHARE, outputs, search_precision, tighten
 from optprune.errors import InvalidInputError
@@ -122,9 +125,14 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             if isinstance(problem.pattern, NOfM) and proves_blocks(problem.gram, blocks, problem.pattern.m):
                 bound = block_minorant_bound(*data, blocks, point, choices_of(problem.pattern, point.device))
         else:
-            minorant = evidence["minorant"].double()
-            if bool((minorant > 0).any()) and proves_minorant(problem.gram, minorant):
+            minorant, gains = evidence["minorant"].double(), None
+            if "pairs" in evidence:
+                theorem, pairs = "T25", pairs_in(evidence, problem.shape)
+                if pairs is not None and proves_pairs(problem.gram, minorant, pairs):
+                    bound, gains = pair_minorant_parts(*data, minorant, pairs, point, problem.pattern.support)
+            elif bool((minorant > 0).any()) and proves_minorant(problem.gram, minorant):
                 bound, gains = minorant_parts(*data, minorant, point, problem.pattern.support)
+            if gains is not None:
                 if problem.pattern.admits(matrix != 0):
                     zero, needed = screened(bound, math.nextafter(objective + error, math.inf), gains, problem.pattern)
                     details |= {"proved_pruned": float(zero.sum()), "proved_kept": float(needed.sum())}
@@ -148,6 +156,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         point = evidence["point"].double()
         if "blocks" in evidence:
             theorem, bound = "T10", exact_block_bound(problem, evidence["blocks"].double(), point)
+        elif "pairs" in evidence:
+            theorem, bound, pairs = "T25", Enclosure.point(0), pairs_in(evidence, problem.shape)
+            if pairs is not None:
+                bound = exact_pair_bound(problem, evidence["minorant"].double(), pairs, point)
         else:
             theorem, bound = self.theorem, exact_minorant_bound(problem, evidence["minorant"].double(), point)
         outside = int((matrix != problem.pattern.project(matrix)).sum())
