@@ -185,5 +185,5 @@ def witness(rest: Float[Tensor, "rows in in"]) -> tuple[Float[Tensor, " rows"], 
     rest.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
     factor, _ = torch.linalg.cholesky_ex(rest)
     # On a coarse grid, still far below the shift, the integers are short and the product is fast.
-    short = (factor.tril().nan_to_num(0.0, 0.0, 0.0) * GRID).round() / GRID
+    short = ((factor.tril() * GRID).round() / GRID).nan_to_num(0.0, 0.0, 0.0)
     return shift.nan_to_num(0.0, 0.0), short

@@ -84,4 +84,3 @@ def _spread(x: Dyadic, places: np.ndarray, columns: int) -> Dyadic:
     out = np.zeros((len(places), columns), dtype=object)
     np.add.at(out, (np.arange(len(places))[:, None, None], places), x.digits)
     return Dyadic(out, x.exponent)
-

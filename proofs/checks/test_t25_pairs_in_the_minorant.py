@@ -214,7 +214,9 @@ def display(
             scores[m][j] = quotient + charge[j]
     flat = [score for row in scores for score in row]
     admitted = (bits for bits in product((False, True), repeat=rows * columns) if admits(problem, bits))
-    return (total - max(sum((f for f, kept in zip(flat, bits, strict=True) if kept), Fraction(0)) for bits in admitted)) / 2
+    return (
+        total - max(sum((f for f, kept in zip(flat, bits, strict=True) if kept), Fraction(0)) for bits in admitted)
+    ) / 2
 
 
 def admits(problem: op.L0LeastSquares, bits: tuple[bool, ...]) -> bool:
