@@ -246,6 +246,36 @@ def test_the_computed_bound_is_below_the_display_in_fractions(pattern, rng):
     assert told, "a bound of 0 would not notice a wrong formula"
 
 
+@pytest.mark.parametrize("within", ["slope", "product", "sum"])
+def test_what_cancels_is_paid_for(within, rng):
+    r"""C makes the slope next to nothing, and so small a diagonal makes much of what is left of it.
+
+    What cancels besides are the products of $a \cdot R$, or the terms of two pairs that point the same way.
+    """
+    off, size = 0, 1e6
+    for _ in range(40):
+        places = torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3]]).repeat(SHAPE[0], 1, 1)
+        half, reference = normal(rng, SHAPE[0], 2, 2), normal(rng, *SHAPE)
+        if within == "product":
+            reference = (size * torch.stack([half[..., 1], -half[..., 0]], -1)).flatten(1) + reference
+        pairs = Pairs(places, torch.cat([half, half], 1), normal(rng, SHAPE[0], 4))
+        point = reference + normal(rng, *SHAPE)
+        if within == "sum":
+            shift = size * normal(rng, SHAPE[0], 2)
+            pairs = replace(pairs, offsets=pairs.offsets + torch.cat([shift, -shift], 1))
+        e, along = pairs.along(reference) - pairs.offsets, pairs.along(point - reference)
+        cross = point - reference - pairs.spread(pairs.weights * (e + along).unsqueeze(-1), SHAPE[1])
+        statistics = op.Statistics(
+            torch.eye(SHAPE[1], dtype=torch.float64), cross.mT.contiguous(), normal(rng, 2).square(), 1, reference
+        )
+        problem = op.L0LeastSquares(statistics, op.PerRow(4))
+        tiny = torch.full(SHAPE, 1e-50, dtype=torch.float64)
+        value, expected = Fraction(bound(problem, tiny, pairs, point)), display(problem, tiny, pairs, point)
+        assert value <= expected
+        off += expected < -(10**9)
+    assert off, "nothing to pay for"
+
+
 def test_gains_are_no_smaller_than_the_terms_and_no_pairs_give_the_bound_of_diagonals(rng):
     problem = layer(rng, op.PerLayer(3))
     minorant, pairs = random_evidence(problem, rng, 3)
