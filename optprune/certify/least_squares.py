@@ -20,6 +20,7 @@ from optprune.bounds.screening import screened
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
 from optprune.certify._blocks import choices_of, enumerable, strengthen_groups
+from optprune.certify._by_moments import by_moments
 from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._exact_pairs import exact_pair_bound
@@ -108,10 +109,12 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             found = strengthen_groups(problem, minorant, matrix, self.effort, 2 * self.tolerance, self.max_rounds)
             if found is not None:
                 return {"blocks": found[0], "point": found[1]}
-        minorant, point = strengthen(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
-        evidence = {"minorant": minorant, "point": point}
+        evidence = by_moments(problem, minorant, matrix, self.effort)
+        if evidence is None:
+            minorant, point = strengthen(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
+            evidence = {"minorant": minorant, "point": point}
         if keeps_the_dense_weights(problem, matrix):
-            evidence["mask_point"] = relax_mask(problem, minorant, matrix)
+            evidence["mask_point"] = relax_mask(problem, evidence["minorant"], matrix)
         return evidence
 
     def check(self, problem: L0LeastSquares, matrix: Tensor, evidence: Mapping[str, Tensor]) -> Certificate:

@@ -1,0 +1,118 @@
+"""Evidence from moments, where they are the better search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optprune.certify._moment_minorants import Settled, settle
+from optprune.certify._moments import RANK, Moments, descend, guess
+from optprune.certify._perspective import Perspective
+from optprune.certify._priced_pairs import violated
+from optprune.certify._tighten import outputs, search_precision
+from optprune.patterns import PerLayer, PerRow
+from optprune.problems.least_squares import L0LeastSquares
+
+CONDITION = 2000.0
+"""Largest condition of the Gram matrix, scaled to a unit diagonal. Sweeps do well at 800, where they were tried; at
+4,000 and more the minorants they end with are far from feasible.
+"""
+
+WARM, PRICED, REST = 40, 20, 110
+"""Sweeps without pairs, with pairs whose prices move, and with pairs whose prices stay."""
+
+MORE, LOST = 3, 0.02
+"""How often the last are repeated, and where: minorants lose this share of the objective of what moments promise."""
+
+PAIRS = 2
+"""Pairs in a row, per input."""
+
+WIDE = 0.03
+"""Gap without pairs from which on they are used."""
+
+FAIR = 0.9
+"""Least share of what moments promise that minorants have to reach."""
+
+
+def by_moments(
+    problem: L0LeastSquares,
+    minorant: Float[Tensor, " in"],
+    start: Float[Tensor, "out in"],
+    effort: float,
+    memory: int | None = None,
+) -> dict[str, Tensor] | None:
+    """Minorants of the rows' own, with pairs where these are worth while, and a point; None where `strengthen` is
+    better: other patterns than one budget for the layer or for each row, an ill-conditioned Gram matrix, few inputs, or
+    more than the effort allows.
+
+    Args:
+        problem: the problem.
+        minorant: as `scaled_minorant` gives it.
+        start: a good weight.
+        effort: floating-point operations that may be spent.
+        memory: bytes for the temporaries of a chunk of rows; see `working_memory`.
+    """
+    objective = 2 * float(problem.objective(start))
+    if not isinstance(problem.pattern, PerLayer | PerRow) or not bool((minorant > 0).any()) or not objective > 0:
+        return None
+    exact = Perspective.of(problem, minorant)
+    rows, live = exact.b.shape
+    size, share = outputs(exact.energy, objective)
+    dtype, time = search_precision(exact.root.square(), share)
+    sweeps = time * 2 * (WARM + PRICED + REST) * (RANK + 1) * rows * live**2
+    if dtype != torch.float32 or sweeps + rows * live**3 > effort or not _well_conditioned(exact.gram):
+        return None
+    exact, objective = exact.per(size), objective / size**2
+    rough = exact.to(dtype)
+    found = plain = descend(rough, guess(rough, (exact.enter(start) / size).to(dtype)), WARM)
+    promised = plain.value(rough)
+    if promised < (1 - WIDE) * objective:
+        found = replace(plain, pairs=violated(plain.vectors, plain.price(rough), PAIRS * live, memory))
+        found = descend(rough, found, PRICED + REST, PRICED, lag=2)
+    best = _better(None, exact, found, memory)
+    for _ in range(MORE):
+        if best is None or best.value >= found.value(rough) - LOST * objective:
+            break
+        found = descend(rough, found, REST)
+        best = _better(best, exact, found, memory)
+    if found is not plain and (best is None or best.value < promised):
+        best = _better(best, exact, plain, memory)
+    return _evidence(exact, best, size) if best is not None and best.value >= FAIR * promised > 0 else None
+
+
+def _better(best: Settled | None, relaxation: Perspective, found: Moments, memory: int | None) -> Settled | None:
+    """The better bound of the two; sweeps may have come to numbers without end."""
+    if not bool(found.vectors.isfinite().all()):
+        return best
+    settled = settle(relaxation, found, memory)
+    return settled if best is None or settled.value > best.value else best
+
+
+def _well_conditioned(gram: Float[Tensor, "live live"]) -> bool:
+    values = torch.linalg.eigvalsh(gram)
+    return bool(values[-1] <= CONDITION * values[0])
+
+
+def _evidence(relaxation: Perspective, settled: Settled, size: float) -> dict[str, Tensor]:
+    """In the layer's own scaling, with as many pairs as the row that uses most."""
+    unit, minorants = relaxation.unit, settled.minorants
+    evidence = {
+        "minorant": relaxation.widen((minorants.delta / unit.square()[:, None]).mT),
+        "point": relaxation.widen((settled.point * unit[:, None] * size).mT),
+    }
+    places = torch.stack(minorants.pairs.places, -1)
+    weights = torch.stack(minorants.weights, -1).view(places.shape)
+    offsets = (minorants.offsets * size).view(places.shape[:2])
+    used = offsets > 0
+    most = int(used.sum(-1).max()) if used.numel() else 0
+    if most:
+        offsets, order = offsets.sort(dim=-1, descending=True)
+        order = order[:, :most, None].expand(-1, -1, 2)
+        places, weights = places.gather(1, order), weights.gather(1, order)
+        weights = torch.where((offsets[:, :most] > 0).unsqueeze(-1), weights / unit[places], 0.0)
+        inputs = relaxation.live.nonzero().squeeze(-1)
+        evidence |= {"pairs": inputs[places], "pair_weights": weights, "pair_offsets": offsets[:, :most].contiguous()}
+    return evidence

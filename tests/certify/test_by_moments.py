@@ -1,0 +1,219 @@
+"""The search over moments of a random row: optimal for its relaxation, and its evidence is proved like any other."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optprune as op
+from optprune.certify import _by_moments, _moments, _tighten, certify, recheck
+from optprune.certify._by_moments import by_moments
+from optprune.certify._moment_minorants import settle
+from optprune.certify._moments import Moments, cheapest, descend, guess, shares_of
+from optprune.certify._perspective import Perspective, scaled_minorant
+from optprune.certify._priced_pairs import violated
+from optprune.certify.least_squares import strengthen
+from optprune.problems import L0LeastSquares
+
+INPUTS = 48
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_too(monkeypatch):
+    """The search is for layers of 128 inputs and more, which the tests have no time for."""
+    monkeypatch.setattr(_tighten, "WORTHWHILE", INPUTS - 1)
+
+
+def spectrum(inputs: int, rows: int, seed: int = 0, samples: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """A normal weight and inputs whose covariance has the eigenvalues 1/j."""
+    rng = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(inputs, inputs, generator=rng, dtype=torch.float64)).Q
+    scales = 1 / torch.arange(1, inputs + 1, dtype=torch.float64).sqrt()
+    x = torch.randn(samples, inputs, generator=rng, dtype=torch.float64) * scales @ turn
+    return torch.randn(rows, inputs, generator=rng, dtype=torch.float64), x
+
+
+def relaxation_of(problem: L0LeastSquares, start: torch.Tensor) -> tuple[Perspective, torch.Tensor]:
+    relaxation = Perspective.of(problem, scaled_minorant(problem.gram))
+    return relaxation, relaxation.enter(start)
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=2, max_size=4),
+    st.floats(1e-3, 10),
+    st.floats(1, 5),
+    st.integers(0, 10**6),
+)
+def test_a_coordinate_step_is_the_least_of_its_objective(slope, price, stiffness, seed):
+    """Against many other points, near and far."""
+    g = torch.tensor([slope], dtype=torch.float64)
+
+    def objective(x: torch.Tensor) -> torch.Tensor:
+        share = x[:, 0].square() / x.square().sum(-1).clamp_min(1e-300)
+        return stiffness * x.square().sum(-1) + 2 * (g * x).sum(-1) + price * share
+
+    best = cheapest(g, torch.tensor([price], dtype=torch.float64), torch.tensor([stiffness], dtype=torch.float64))
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.randn(4000, g.shape[1], generator=rng, dtype=torch.float64)
+    others = torch.cat([best + 1e-3 * noise[:2000], 5 * noise[2000:], torch.zeros_like(best)])
+    assert float(objective(best)) <= float(objective(others).min()) + 1e-9
+
+
+def test_a_weight_that_is_not_worth_its_price_becomes_zero_exactly():
+    """The cosine of the number next to a right angle is not 0, and a share of nearly 0 over nearly 0 would be 1."""
+    for dtype in (torch.float32, torch.float64):
+        new = cheapest(
+            torch.tensor([[0.1, 0.0, 0.0]], dtype=dtype), torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype)
+        )
+        assert bool((new == 0).all())
+        assert float(shares_of(new[None])) == 0.0
+
+
+def semidefinite(problem: L0LeastSquares, kept: int) -> float:
+    """Twice the value of the relaxation of one row, by a conic program in the second moments."""
+    size, h = problem.shape[1], problem.gram.numpy()
+    moment = cp.Variable((size + 1, size + 1), PSD=True)
+    w, y, z = moment[0, 1:], moment[1:, 1:], cp.Variable(size)
+    limits = [moment[0, 0] == 1, z >= 0, z <= 1, cp.sum(z) <= kept]
+    limits += [cp.bmat([[z[i], w[i]], [w[i], y[i, i]]]) >> 0 for i in range(size)]
+    objective = cp.trace(h @ y) - 2 * problem.linear[0].numpy() @ w + float(problem.energy[0])
+    program = cp.Problem(cp.Minimize(objective), limits)
+    program.solve(solver="CLARABEL")
+    return float(np.asarray(program.value))
+
+
+def test_moments_reach_the_optimum_of_the_relaxation():
+    """One row of 14 inputs against a conic program, whose value minorants that are feasible reach too."""
+    kept = 4
+    problem = L0LeastSquares.from_layer(*spectrum(14, 1), op.PerRow(kept))
+    start = op.Exhaustive().run(problem).matrix
+    relaxation, x = relaxation_of(problem, start)
+    found = descend(relaxation, guess(relaxation, x), 400)
+    best = semidefinite(problem, kept)
+    assert found.value(relaxation) == pytest.approx(best, rel=2e-3)
+    assert 0.985 * best <= settle(relaxation, found).value <= best * (1 + 1e-5)
+
+
+def test_pairs_pass_the_optimum_of_the_relaxation_without_them():
+    """Which moments without pairs tell, by the test above."""
+    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 6), op.PerLayer(60))
+    start = op.Portfolio().run(problem).matrix
+    relaxation, x = relaxation_of(problem, start)
+    plain = descend(relaxation, guess(relaxation, x), 100)
+    pairs = violated(plain.vectors, plain.price(relaxation), 2 * INPUTS)
+    paired = descend(relaxation, Moments(plain.vectors, plain.level, pairs), 300, 10)
+    objective = 2 * float(problem.objective(start))
+    assert settle(relaxation, plain).value <= plain.value(relaxation) < settle(relaxation, paired).value <= objective
+
+
+@pytest.mark.parametrize("pattern", [op.PerRow(10), op.PerLayer(60)], ids=repr)
+def test_pairs_close_a_part_of_the_gap_that_minorants_of_the_rows_own_leave(pattern):
+    weight, inputs = spectrum(INPUTS, 6)
+    inputs[:, 17] = 0.0
+    problem = L0LeastSquares.from_layer(weight, inputs, pattern)
+    start = op.Portfolio().run(problem).matrix
+    certificate, evidence = certify(problem, start)
+    assert certificate.theorem == "T25"
+    assert evidence["pairs"].shape[0] == 6
+    assert bool((evidence["pairs"] != 17).all())
+    assert recheck(problem, start, evidence).lower_bound == certificate.lower_bound <= certificate.objective
+    minorant, point = strengthen(problem, scaled_minorant(problem.gram), start, 1e13, 1e-4, 20)
+    single = recheck(problem, start, {"minorant": minorant, "point": point})
+    assert certificate.relative_gap < 0.93 * single.relative_gap
+
+
+def test_isotropic_inputs_need_no_pairs():
+    rng = torch.Generator().manual_seed(5)
+    inputs = torch.randn(4000, INPUTS, generator=rng, dtype=torch.float64)
+    problem = L0LeastSquares.from_layer(
+        torch.randn(6, INPUTS, generator=rng, dtype=torch.float64), inputs, op.PerLayer(90)
+    )
+    certificate, evidence = certify(problem, op.Portfolio().run(problem).matrix)
+    assert certificate.theorem == "T03"
+    assert evidence["minorant"].shape == (6, INPUTS)
+    assert certificate.relative_gap < 0.03
+
+
+def test_rows_that_are_zero_or_alike_and_badly_scaled_inputs_are_no_trouble():
+    weight, inputs = spectrum(INPUTS, 6)
+    weight[2], weight[4], weight[5] = 0.0, weight[3], 1e-9 * weight[5]
+    plain = L0LeastSquares.from_layer(weight, inputs, op.PerLayer(60))
+    scales = torch.ones(INPUTS, dtype=torch.float64)
+    scales[::2] = 2.0**40
+    scaled = L0LeastSquares.from_layer(weight / scales, inputs * scales, op.PerLayer(60))
+    start = op.Portfolio().run(plain).matrix
+    bounds = [certify(p, m)[0].lower_bound for p, m in ((plain, start), (scaled, start / scales))]
+    assert 0.7 * float(plain.objective(start)) < bounds[0] <= float(plain.objective(start))
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("kept", [1, INPUTS - 1])
+def test_budgets_near_their_ends(kept):
+    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 4), op.PerRow(kept))
+    start = op.Portfolio().run(problem).matrix
+    certificate, _ = certify(problem, start)
+    assert 0 < certificate.lower_bound <= certificate.objective
+
+
+def test_a_poor_start_costs_little():
+    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 6), op.PerLayer(60))
+    minorant, good = scaled_minorant(problem.gram), op.Portfolio().run(problem).matrix
+    bounds = []
+    for start in (good, op.Magnitude().run(problem).matrix, torch.zeros_like(good)):
+        evidence = by_moments(problem, minorant, start, 1e13)
+        assert evidence is not None
+        bounds.append(recheck(problem, good, evidence).lower_bound)
+    assert min(bounds) > 0.97 * max(bounds)
+
+
+def test_other_searches_take_what_is_not_for_sweeps():
+    weight, inputs = spectrum(INPUTS, 4)
+    start = torch.zeros_like(weight)
+
+    def found(problem: L0LeastSquares, effort: float = 1e13) -> bool:
+        return by_moments(problem, scaled_minorant(problem.gram), start, effort) is not None
+
+    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(10))
+    assert found(problem)
+    assert not found(problem, effort=1e6)
+    assert not found(L0LeastSquares.from_layer(weight, inputs, op.NOfM(2, 4)))
+    assert not found(L0LeastSquares.from_layer(weight, inputs, op.Columns(10)))
+    assert not found(L0LeastSquares.from_layer(weight, inputs[:30], op.PerRow(10)))  # singular
+    alike = inputs + 30 * inputs[:, :1]
+    assert not found(L0LeastSquares.from_layer(weight, alike, op.PerRow(10)))
+
+
+def test_sweeps_that_run_away_leave_the_bound_to_the_other_search(monkeypatch):
+    """Forced: with so much momentum they do."""
+    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 4), op.PerRow(10))
+    start = op.Portfolio().run(problem).matrix
+    best, _ = certify(problem, start)
+    monkeypatch.setattr(_moments, "MOMENTUM", 3.0)
+    monkeypatch.setattr(_moments.Descent, "__init__", _reckless(_moments.Descent.__init__))
+    certificate, evidence = certify(problem, start)
+    assert certificate.theorem == "T03"
+    assert "pairs" not in evidence
+    assert 0.8 * best.lower_bound < certificate.lower_bound <= certificate.objective
+
+
+def _reckless(init):
+    def changed(self, gram, x):
+        init(self, gram, x)
+        self.age = self.age + 1e9
+
+    return changed
+
+
+def test_more_sweeps_follow_where_minorants_lose_much(monkeypatch):
+    """With few sweeps the first minorants are far from what the moments promise."""
+    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 6), op.PerLayer(140))
+    start, minorant = op.Portfolio().run(problem).matrix, scaled_minorant(problem.gram)
+    monkeypatch.setattr(_by_moments, "REST", 5)
+    bounds = []
+    for more in (0, 3):
+        monkeypatch.setattr(_by_moments, "MORE", more)
+        evidence = by_moments(problem, minorant, start, 1e13)
+        bounds.append(0.0 if evidence is None else recheck(problem, start, evidence).lower_bound)
+    assert bounds[1] > bounds[0]
