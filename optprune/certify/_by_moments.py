@@ -21,11 +21,14 @@ CONDITION = 2000.0
 4,000 and more the minorants they end with are far from feasible.
 """
 
-WARM, PRICED, REST = 40, 20, 110
+WARM, PRICED, REST = 40, 36, 90
 """Sweeps without pairs, with pairs whose prices move, and with pairs whose prices stay."""
 
-MORE, LOST = 3, 0.02
-"""How often the last are repeated, and where: minorants lose this share of the objective of what moments promise."""
+LAG = 3
+"""Sweeps for which pairs are measured once, until minorants lose too much; then they are measured before each."""
+
+LOST = 6
+"""The last sweeps are repeated while minorants lose more of what moments promise than so many times the tolerance."""
 
 PAIRS = 2
 """Pairs in a row, per input."""
@@ -42,6 +45,8 @@ def by_moments(
     minorant: Float[Tensor, " in"],
     start: Float[Tensor, "out in"],
     effort: float,
+    tolerance: float = 0.005,
+    max_rounds: int = 7,
     memory: int | None = None,
 ) -> dict[str, Tensor] | None:
     """Minorants of the rows' own, with pairs where these are worth while, and a point; None where `strengthen` is
@@ -53,6 +58,8 @@ def by_moments(
         minorant: as `scaled_minorant` gives it.
         start: a good weight.
         effort: floating-point operations that may be spent.
+        tolerance: as a share of the objective at `start`, a sixth of what minorants may lose of the moments' value.
+        max_rounds: two for every repetition of the last sweeps.
         memory: bytes for the temporaries of a chunk of rows; see `working_memory`.
     """
     objective = 2 * float(problem.objective(start))
@@ -62,8 +69,9 @@ def by_moments(
     rows, live = exact.b.shape
     size, share = outputs(exact.energy, objective)
     dtype, time = search_precision(exact.root.square(), share)
-    sweeps = time * 2 * (WARM + PRICED + REST) * (RANK + 1) * rows * live**2
-    if dtype != torch.float32 or sweeps + rows * live**3 > effort or not _well_conditioned(exact.gram):
+    one, proof = time * 2 * (RANK + 1) * rows * live**2, rows * live**3
+    left = effort - (WARM + PRICED + REST) * one - proof
+    if dtype != torch.float32 or left < 0 or not _well_conditioned(exact.gram):
         return None
     exact, objective = exact.per(size), objective / size**2
     rough = exact.to(dtype)
@@ -71,10 +79,10 @@ def by_moments(
     promised = plain.value(rough)
     if promised < (1 - WIDE) * objective:
         found = replace(plain, pairs=violated(plain.vectors, plain.price(rough), PAIRS * live, memory))
-        found = descend(rough, found, PRICED + REST, PRICED, lag=2)
+        found = descend(rough, found, PRICED + REST, PRICED, lag=LAG)
     best = _better(None, exact, found, memory)
-    for _ in range(MORE):
-        if best is None or best.value >= found.value(rough) - LOST * objective:
+    for _ in range(int(min(max_rounds // 2, left / (REST * one + proof)))):
+        if best is None or best.value >= found.value(rough) - LOST * tolerance * objective:
             break
         found = descend(rough, found, REST)
         best = _better(best, exact, found, memory)

@@ -24,7 +24,7 @@ LANCZOS = 50
 FREE = (3e-4, 1e-3, 1e-2, 1.0)
 """By how much a row's minorant is shortened, until it is feasible; the last leaves the layer's own."""
 
-POINTS, EVERY = 100, 5
+POINTS, EVERY = 70, 5
 """Sweeps for the point, and after how many its bound is looked at."""
 
 

@@ -14,9 +14,10 @@ a_p^\top$. If there are enough columns, and $W$ is optimal, it is attained by $\
 $a_p = \Lambda_p^{1/2} Y_p^{-1} w_p$, $Y_p$ the second moments of the pair, with the offsets $t_p = \Lambda_p^{1/2}$.
 Nothing is factorised, and the minimiser over one $W_i$ is an eigenvector of a 2 x 2 matrix.
 
-On 512 inputs with eigenvalues 1/j a sweep takes as long as fifteen products with the Gram matrix, and the objective
-without pairs stands still after two hundred, where the barrier method of `tighten` is two points of the gap short after
-six times as long. Coordinate steps are slow where the Gram matrix is ill-conditioned: there `tighten` is better.
+A sweep is as much work as one product of the Gram matrix with every column of W. On 512 inputs with eigenvalues 1/j the
+objective without pairs stands still after two hundred, which take half as long as the rounds of `tighten`, and two and
+a half points of the gap above where these end. Coordinate steps are slow where the Gram matrix is ill-conditioned: there
+`tighten` is better.
 
 References:
     Without pairs, the dual of Dong, Chen & Linderoth 2015, in the low-rank form of Burer & Monteiro 2003, by coordinate
@@ -200,7 +201,7 @@ def descend(relaxation: Perspective, found: Moments, sweeps: int, priced: int = 
         found: what to start from.
         sweeps: how many.
         priced: sweeps at the beginning during which the pairs' share of the prices moves.
-        lag: sweeps for which pairs are measured once; 2 save a quarter of the time, and go round in circles sooner.
+        lag: sweeps for which pairs are measured once; 3 save a third of the time, and go round in circles sooner.
     """
     pairs, prices = found.pairs.to(found.vectors.dtype), Prices(relaxation, found.level)
     descent, pull = Descent(relaxation.gram, found.vectors), torch.zeros_like(found.vectors)

@@ -45,28 +45,28 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     The evidence is a `minorant` $\delta$, `(in,)` for all rows or `(out, in)` with one for each, such that $H -
     \operatorname{diag}\delta_r \succeq 0$, and a `point` $V$ `(out, in)`, where the convex part of the objective is
-    linearised. Where the pattern is n of m and a group has few supports, `blocks` take the place of the minorant:
-    the diagonal blocks `(out, groups, m, m)` of a block-diagonal $D_r$. Every such pair gives a valid bound; `check`
-    proves $H - D_r \succeq 0$ in floating point itself and subtracts the rounding error of the evaluation.
+    linearised. With it may come `pairs`: squares $(a_p \cdot u)^2$ of two weights each that are split off too, by their
+    places `(out, pairs, 2)`, `pair_weights` $a_p$ and `pair_offsets`. Where the pattern is n of m and a group has few
+    supports, `blocks` take the place of the minorant: the diagonal blocks `(out, groups, m, m)` of a block-diagonal
+    $D_r$. All such evidence gives a valid bound; `check` proves in floating point itself that what is split off leaves
+    the Hessian positive semidefinite, and subtracts the rounding error of the evaluation.
 
     Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
     informative again, for the damped objective.
 
-    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is 2 % on isotropic inputs (256 x 256), 3 % at half the
-    weights to 14 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same layer
-    undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 14 % at half the weights, 17 at three, 18 at
-    two and 19 at one tenth.
+    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256), 3 % at
+    half the weights to 14 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same
+    layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 to 15 %.
 
-    What limits it there is the family of minorants first and the search second. With six times the rounds the search
-    ends at 12.6, 15.0, 16.1 and 17.3 %, while the objective is within half a percent of what thirty restarts of the
-    exchange search find, no weight is proved zero or kept, and branching on single weights gains less than a point with
-    32 leaves for each row. What would help is a minorant that is a sum of 2 x 2 blocks for overlapping pairs of inputs.
-    By conic programs on 26 inputs with eigenvalues 1/j, all pairs take the bound from 94 to 98 % (5 kept) and from 96.4
-    to 99.6 % (13 kept) of the best objective, the 104 most correlated pairs half of that way; on 20 inputs of the
-    digits layer from 66 to 80 % (10 kept) and from 28 to 54 % (3 kept). On the 512 inputs half of all pairs have second
-    moments, in the relaxation's solution, that no distribution over supports has; the blocks of one matching of them
-    per row, chosen by how far they miss, lower the gap by a half to one point.
+    What limits it is the family of minorants, the conditioning and the time. On the 512 inputs the best minorants that
+    are diagonal leave 11.6, 13.1, 14.4, 15.4 and 16.2 % at 0.5 to 0.1 of the weights, with a thousand pairs for each
+    row 10 to 14 %, and what the search has found after its share of the time is up to a point and a half above that.
+    The objective is within half a percent of what thirty restarts of the exchange search find, no weight is proved zero
+    or kept, and branching on single weights gains less than a point with 32 leaves for each row. More pairs would help:
+    by conic programs on 24 inputs with eigenvalues 1/j, all of them take the bound from 93 to 98 % (2 kept) and from 94
+    to 97 % (12 kept) of the best objective. On ill-conditioned layers the best diagonal minorants would leave less than
+    this search finds, too: 8 instead of 15 % at half of LeNet-300-100's second layer.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
     `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
@@ -78,12 +78,12 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             float32, where they count less. A bound of less effort is as valid, and weaker. On very large layers 400
             products with the Gram matrix are made all the same.
         tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
-            one does where the evidence is blocks.
+            one does where the evidence is blocks; sweeps are repeated while minorants lose more than six times as much.
         max_rounds: most rounds. The default costs at most about five times what the default solver does, and ends up to
             three and a half points of the gap above where `LeastSquaresChecker(1e15, 1e-5, 40)` does.
 
     Guarantees:
-        T03, T10: `lower_bound` is at most the objective of every weight with an admissible support.
+        T03, T10, T25: `lower_bound` is at most the objective of every weight with an admissible support.
         T11: `mask_only_lower_bound`. T12: what the counts say.
 
     References:
@@ -109,7 +109,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             found = strengthen_groups(problem, minorant, matrix, self.effort, 2 * self.tolerance, self.max_rounds)
             if found is not None:
                 return {"blocks": found[0], "point": found[1]}
-        evidence = by_moments(problem, minorant, matrix, self.effort)
+        evidence = by_moments(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
         if evidence is None:
             minorant, point = strengthen(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
             evidence = {"minorant": minorant, "point": point}

@@ -212,8 +212,7 @@ def test_more_sweeps_follow_where_minorants_lose_much(monkeypatch):
     start, minorant = op.Portfolio().run(problem).matrix, scaled_minorant(problem.gram)
     monkeypatch.setattr(_by_moments, "REST", 5)
     bounds = []
-    for more in (0, 3):
-        monkeypatch.setattr(_by_moments, "MORE", more)
-        evidence = by_moments(problem, minorant, start, 1e13)
+    for rounds in (1, 7):
+        evidence = by_moments(problem, minorant, start, 1e13, 0.005, rounds)
         bounds.append(0.0 if evidence is None else recheck(problem, start, evidence).lower_bound)
     assert bounds[1] > bounds[0]
