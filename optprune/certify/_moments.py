@@ -16,8 +16,8 @@ Nothing is factorised, and the minimiser over one $W_i$ is an eigenvector of a 2
 
 A sweep is as much work as one product of the Gram matrix with every column of W. On 512 inputs with eigenvalues 1/j the
 objective without pairs stands still after two hundred, which take half as long as the rounds of `tighten`, and two and
-a half points of the gap above where these end. Coordinate steps are slow where the Gram matrix is ill-conditioned: there
-`tighten` is better.
+a half points of the gap above where these end. Coordinate steps are slow where the Gram matrix is ill-conditioned, and
+`tighten` is better there.
 
 References:
     Without pairs, the dual of Dong, Chen & Linderoth 2015, in the low-rank form of Burer & Monteiro 2003, by coordinate
