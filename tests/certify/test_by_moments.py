@@ -216,3 +216,26 @@ def test_more_sweeps_follow_where_minorants_lose_much(monkeypatch):
         evidence = by_moments(problem, minorant, start, 1e13, 0.005, rounds)
         bounds.append(0.0 if evidence is None else recheck(problem, start, evidence).lower_bound)
     assert bounds[1] > bounds[0]
+
+
+def test_on_a_device_sweeps_and_what_they_settle_on_are_those_of_the_cpu(device):
+    """And the evidence from there is proved there, and again here, in floating point and exactly."""
+    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 3), op.PerLayer(30))
+    start = op.Portfolio().run(problem).matrix
+    values = []
+    for place in ("cpu", device):
+        relaxation, x = relaxation_of(problem.to(place), start.to(place))
+        plain = descend(relaxation, guess(relaxation, x), 10)
+        pairs = violated(plain.vectors, plain.price(relaxation), 20)
+        settled = settle(relaxation, descend(relaxation, Moments(plain.vectors, plain.level, pairs), 10, 6, lag=3))
+        values.append((plain.value(relaxation), settled.value))
+    assert values[1] == pytest.approx(values[0], rel=1e-6)
+    moved, matrix, evidence = problem.to(device), start.to(device), _by_moments._evidence(relaxation, settled, 1.0)
+    assert all(tensor.device.type == device for tensor in evidence.values())
+    certificate = recheck(moved, matrix, evidence)
+    assert certificate.theorem == "T25"
+    assert certificate.lower_bound > 0
+    exact = op.certify_exact(moved, matrix, evidence)
+    assert float(exact.lower_bound.low) == pytest.approx(certificate.lower_bound, rel=1e-9)
+    again = recheck(problem, start, {name: tensor.cpu() for name, tensor in evidence.items()})
+    assert again.lower_bound == pytest.approx(certificate.lower_bound, rel=1e-9)
