@@ -57,16 +57,17 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256), 3 % at
     half the weights to 14 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same
-    layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 to 15 %.
+    layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 % at half the weights, 14 at four and
+    three, 15 at two and one tenth.
 
     What limits it is the family of minorants, the conditioning and the time. On the 512 inputs the best minorants that
-    are diagonal leave 11.6, 13.1, 14.4, 15.4 and 16.2 % at 0.5 to 0.1 of the weights, with a thousand pairs for each
-    row 10 to 14 %, and what the search has found after its share of the time is up to a point and a half above that.
-    The objective is within half a percent of what thirty restarts of the exchange search find, no weight is proved zero
-    or kept, and branching on single weights gains less than a point with 32 leaves for each row. More pairs would help:
-    by conic programs on 24 inputs with eigenvalues 1/j, all of them take the bound from 93 to 98 % (2 kept) and from 94
-    to 97 % (12 kept) of the best objective. On ill-conditioned layers the best diagonal minorants would leave less than
-    this search finds, too: 8 instead of 15 % at half of LeNet-300-100's second layer.
+    are diagonal leave 11.6, 13.1, 14.4, 15.3 and 16.1 % at 0.5 to 0.1 of the weights; a thousand pairs for each row
+    promise 10 to 14 %, of which the search loses one to three points in its share of the time. The objective is within
+    half a percent of what thirty restarts of the exchange search find, no weight is proved zero or kept, and branching
+    on single weights gains less than a point with 32 leaves for each row. More pairs would help: by conic programs on
+    24 inputs with eigenvalues 1/j, all of them take the bound from 93 to 98 % (2 kept) and from 94 to 97 % (12 kept) of
+    the best objective. On ill-conditioned layers the search ends before the best diagonal minorants: at 15 instead of
+    12 % at half of LeNet-300-100's second layer, at 32 instead of 29 at a tenth.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
     `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
