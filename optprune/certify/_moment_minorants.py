@@ -19,10 +19,12 @@ FLOOR = 0.003
 """Share of a minorant that is the layer's own, so that none is nearly 0."""
 
 LANCZOS = 50
-"""Steps for the eigenvalue that says how far minorants are from feasible, and what is kept free for its error."""
+"""Steps for the eigenvalue that says how far minorants are from feasible."""
 
 FREE = (3e-4, 1e-3, 1e-2, 1.0)
-"""By how much a row's minorant is shortened, until it is feasible; the last leaves the layer's own."""
+"""By how much a row's minorant is shortened for the error of that, and again until it is feasible; the last leaves the
+layer's own.
+"""
 
 POINTS, EVERY = 70, 5
 """Sweeps for the point, and after how many its bound is looked at."""
