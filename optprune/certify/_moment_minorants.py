@@ -26,7 +26,7 @@ FREE = (3e-4, 1e-3, 1e-2, 1.0)
 layer's own.
 """
 
-POINTS, EVERY = 70, 5
+POINTS, EVERY = 90, 5
 """Sweeps for the point, and after how many its bound is looked at."""
 
 
