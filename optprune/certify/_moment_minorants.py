@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from optprune.certify._lanczos import largest_eigenvalue
 from optprune.certify._moments import Descent, Moments, Prices
 from optprune.certify._perspective import Perspective
 from optprune.certify._priced_pairs import SOFT, PricedPairs
@@ -58,7 +58,7 @@ class Minorants:
 
     def times(self, factor: Float[Tensor, " out"]) -> Minorants:
         """Each row's by a factor of its own."""
-        root = factor.sqrt().repeat_interleave(self.pairs.places[0].shape[1])
+        root = factor.sqrt().repeat_interleave(self.pairs.many)
         a, b = self.weights
         return replace(self, delta=self.delta * factor, weights=(a * root, b * root))
 
@@ -124,9 +124,7 @@ def _feasible(
     relaxation: Perspective, minorants: Minorants, vectors: Float[Tensor, "live out columns"], memory: int | None
 ) -> Minorants:
     r"""About the largest multiples $\theta M$ with $H - \theta M \succeq 0$, mixed with a little of the layer's own."""
-    factor = torch.linalg.cholesky(relaxation.gram)
-    start = factor.mT @ vectors[..., 1:].double().sum(-1)
-    length = (1 - FREE[0]) / _largest(factor, minorants.product, start)
+    length = (1 - FREE[0]) * _longest(relaxation.gram, minorants, vectors)
     floor = relaxation.root.square().unsqueeze(-1)
     wrong = torch.arange(len(length), device=length.device)
     for free in FREE[1:]:
@@ -151,29 +149,27 @@ def _below(
     return torch.cat(parts)
 
 
-def _largest(
-    factor: Float[Tensor, "live live"], product: Callable[[Tensor], Tensor], start: Float[Tensor, "live out"]
+def _longest(
+    gram: Float[Tensor, "live live"], minorants: Minorants, vectors: Float[Tensor, "live out columns"]
 ) -> Float[Tensor, " out"]:
-    r"""About the largest eigenvalue of $L^{-1} M L^{-\top}$ for every row, by Lanczos' method without
-    reorthogonalisation; all rows share $L$.
+    r"""About the largest $\theta$ with $H - \theta M \succeq 0$ for every row; 0 where numbers have no end.
+
+    All rows share the factor of $H$. Where $M$ is too large, $V$ is near the eigenvectors that say so.
     """
-    tiny = torch.finfo(start.dtype).tiny
-    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(start)
-    v = start / start.norm(dim=0).clamp_min(tiny) + 0.1 * noise / noise.norm(dim=0)
-    v, before, beta = v / v.norm(dim=0), torch.zeros_like(v), torch.zeros_like(v[0])
-    steps = min(LANCZOS, len(start))
-    tridiagonal = start.new_zeros(start.shape[1], steps, steps)
-    for k in range(steps):
-        w = torch.linalg.solve_triangular(factor.mT, v, upper=True)
-        w = torch.linalg.solve_triangular(factor, product(w), upper=False) - beta * before
-        alpha = (w * v).sum(0)
-        w = w - alpha * v
-        tridiagonal[:, k, k] = alpha
-        if k:
-            tridiagonal[:, k, k - 1] = beta  # the lower triangle is all that is read
-        beta = w.norm(dim=0)
-        v, before = w / beta.clamp_min(tiny), v
-    return torch.linalg.eigvalsh(tridiagonal)[:, -1].clamp_min(tiny)
+    factor = torch.linalg.cholesky(gram)
+
+    def product(v: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
+        w = torch.linalg.solve_triangular(factor.mT, v.mT, upper=True)
+        return torch.linalg.solve_triangular(factor, minorants.product(w), upper=False).mT
+
+    near = (factor.mT @ vectors[..., 1:].double().sum(-1)).mT
+    noise = torch.randn(near.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(near)
+    largest = largest_eigenvalue(product, _unit(near) + 0.1 * _unit(noise), LANCZOS)
+    return 1 / torch.where(largest > 0, largest, torch.inf)
+
+
+def _unit(x: Float[Tensor, "out live"]) -> Float[Tensor, "out live"]:
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,18 +198,18 @@ def _point(relaxation: Perspective, minorants: Minorants, found: Moments) -> tup
     linear = (relaxation.b * relaxation.root).mT - pairs.give(*(offsets * a for a in minorants.weights))
     charge = pairs.give(offsets.square(), offsets.square())
     prices, point = Prices(relaxation, found.level.double()), found.vectors[..., 0].double()
-    descent, best = Descent(relaxation.gram, point), torch.full_like(relaxation.energy, -torch.inf)
-    for count in range(POINTS + 1):
-        if count % EVERY == 0:
-            value = _value(relaxation, minorants, descent.x, linear, charge)
-            point = torch.where(value > best, descent.x, point)
-            best = torch.maximum(best, value)
+    descent, best = Descent(relaxation.gram, point), _value(relaxation, minorants, point, linear, charge)
+    for count in range(1, POINTS + 1):
         price = prices.spread()
         own = (price - charge).clamp_min(1e-3 * price)
         far = (own / delta).sqrt()
         kept = _Kept((own * delta).sqrt(), far, (1 - delta).clamp_min(1e-12))
         descent.step(-linear - minorants.paired(descent.ahead), kept)
         prices.move((descent.x.abs() / far).clamp_max(1.0))
+        if count % EVERY == 0:
+            value = _value(relaxation, minorants, descent.x, linear, charge)
+            point = torch.where(value > best, descent.x, point)
+            best = torch.maximum(best, value)
     return point, float(best.sum() if relaxation.pattern.row_separable else best[0])
 
 
@@ -224,9 +220,11 @@ def _value(
     linear: Float[Tensor, "live out"],
     charge: Float[Tensor, "live out"],
 ) -> Float[Tensor, " out"]:
-    """Twice the bound of each row, or of the layer in every entry where its rows share a budget; never NaN."""
+    """Twice the bound of each row, or of the layer in every entry where its rows share a budget; minus infinity
+    where numbers have no end.
+    """
     rest = relaxation.gram @ x - minorants.product(x)
     gains = relaxation.widen(((linear - rest).square() / minorants.delta + charge).mT)
     kept = torch.where(relaxation.pattern.support(gains.nan_to_num(torch.inf)), gains, 0.0).sum(-1)
-    value = (relaxation.energy - (x * rest).sum(0) - kept).nan_to_num(-torch.inf, torch.inf)
+    value = (relaxation.energy - (x * rest).sum(0) - kept).nan_to_num(-torch.inf, -torch.inf)
     return value if relaxation.pattern.row_separable else value.sum().expand_as(value)

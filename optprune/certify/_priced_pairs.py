@@ -74,6 +74,11 @@ class PricedPairs:
         empty = torch.zeros(like.shape[1], 0, dtype=torch.long, device=like.device)
         return cls((empty, empty), empty.flatten() > 0, len(like), like.dtype)
 
+    @property
+    def many(self) -> int:
+        """Pairs in a row."""
+        return self.places[0].shape[1]
+
     def to(self, dtype: torch.dtype) -> PricedPairs:
         """The same in another precision, to be priced apart."""
         result = copy.copy(self)

@@ -13,26 +13,9 @@ from optprune.bounds.pair_minorant import Pairs, pair_minorant_parts
 from optprune.certify import recheck
 from optprune.certify._exact_pairs import exact_pair_bound
 from optprune.certify.least_squares import proves_pairs
+from proofs.checks.tiny import PATTERNS, SHAPE, normal
 
-SHAPE = (2, 4)
-PATTERNS = [
-    op.PerLayer(3),
-    op.PerRow(2),
-    op.NOfM(1, 2),
-    op.NOfM(2, 4),
-    op.Blocks(1, 2, 2),
-    op.Blocks(2, 2, 1),
-    op.Rows(1),
-    op.Columns(2),
-    op.Fixed(torch.tensor([[True, False, True, False], [False, False, True, True]])),
-    op.PerLayer(0),
-    op.PerLayer(8),
-]
 ROOM = 1 - 1e-9
-
-
-def normal(rng: torch.Generator, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 def uniform(rng: torch.Generator, *shape: int) -> torch.Tensor:
