@@ -14,6 +14,7 @@ from optprune.solvers._net_trim_systems import CHUNK
 _STEPS = 80
 _TO_BOUNDARY = 0.99
 _DONE = 1e-10
+_FEASIBLE = 1e-6  # what rounding leaves at a vertex that few samples hold; only the pieces are taken from there
 _LEAST_RADIUS, _LEAST_WEIGHT = 1e-7, 1e-6
 
 
@@ -181,7 +182,7 @@ class _Frame:
         outside = residual["s"].abs().amax(1)
         ball = 0.0 if self.radius is None else residual["kappa"].abs() / self.radius.square()
         linear = torch.where(self.priced, prices, 0.0).amax(1) + free + outside + ball
-        return (self.products(state) <= _DONE * objective) & (linear <= 1e2 * _DONE)
+        return (self.products(state) <= _DONE * objective) & (linear <= _FEASIBLE)
 
     def advance(self, state: _Iterate, residual: dict[str, Tensor], done: Tensor) -> _Iterate:
         """Mehrotra's predictor and corrector on one factorisation."""

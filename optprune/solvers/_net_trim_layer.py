@@ -100,6 +100,18 @@ class Layer:
         }
         return replace(self, inputs=self.inputs.to(dtype), **changed)
 
+    def some(self, rows: Tensor) -> Layer:
+        """Some of the neurons, in the same units."""
+        return replace(
+            self,
+            targets=self.targets[rows],
+            active=self.active[rows],
+            radius=self.radius[rows] if self.radius is not None and self.per_neuron else self.radius,
+            penalty=None if self.penalty is None else self.penalty[rows],
+            size=self.size[rows],
+            unit=self.unit[rows],
+        )
+
     @property
     def per_neuron(self) -> bool:
         """Whether every neuron has a ball of its own."""

@@ -30,16 +30,17 @@ def packed(mask: Bool[Tensor, "rows n"]) -> tuple[Int[Tensor, "rows width"], Boo
 
 
 def chunks(
-    support: Bool[Tensor, "rows d"], per_column: int, per_neuron: int = 0
+    support: Bool[Tensor, "rows d"], per_column: int, per_neuron: int = 0, more: Int[Tensor, " rows"] | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of neurons of similar support: their rows, the columns of each (padded), and which of these count.
+    """Chunks of neurons of similar size: their rows, the columns of each (padded), and which of these count.
 
     Args:
         support: the support of each neuron.
         per_column: entries held per column of a support.
         per_neuron: entries held per neuron besides.
+        more: what counts like columns of the support, in the size of a neuron.
     """
-    count = support.sum(1)
+    count = support.sum(1) if more is None else support.sum(1) + more
     by_size = torch.argsort(count, descending=True)
     sizes = count[by_size].tolist()
     start = 0
