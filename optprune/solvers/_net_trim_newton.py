@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from optprune.solvers._net_trim_layer import Layer, settle
-from optprune.solvers._net_trim_systems import Systems, chunks
+from optprune.solvers._net_trim_systems import Systems, backward, chunks
 
 _SEARCH_STEPS = 40
 _ENOUGH = 0.2
@@ -134,7 +134,7 @@ def _direction(
         system.baddbmm_(chosen * (held[part, :, None] - first), chosen.mT)
         system.diagonal(dim1=1, dim2=2).add_(1 / work.sigma[part])
         factor, failed = torch.linalg.cholesky_ex(system)
-        solved = torch.cholesky_solve(right[part].gather(1, order)[..., None], factor)[..., 0]
+        solved = backward(factor, right[part].gather(1, order)[..., None])[..., 0]
         # Without its second term the direction is still one of ascent.
         solved = torch.where(valid & (failed == 0)[:, None], solved, 0.0)
         weights[part] = weights[part].scatter_add(1, order, solved)

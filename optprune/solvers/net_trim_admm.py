@@ -22,7 +22,7 @@ from optprune.solvers._net_trim_parts import common_ball, decoupled
 _STRAGGLERS = 0.1
 """Share of neurons that the first phase need not wait for: the second is cheap for a few."""
 
-_BYTES = 160
+_BYTES = 280
 """Held per neuron and sample at the height of a solve, measured."""
 
 
@@ -32,21 +32,24 @@ class NetTrimADMM(Solver[NetTrim]):
 
     1. ADMM on $t = XU^\top$, $S = U$, over-relaxed, with a penalty per neuron balanced by its residuals and
        one factorisation for all; a step costs two products of the inputs with the weights. It finds the
-       neighbourhood of the optimum in a few hundred steps, and would need many thousands for the rest.
+       neighbourhood of the optimum in one or two hundred steps, and would need many thousands for the rest.
     2. On the supports, signs and tight ceilings found, the optimality conditions are linear and their
        solution affine in the ball's multiplier $\mu$; the ball gives $\mu$ in closed form, jointly or per
-       neuron. Where all conditions hold, this is the optimum.
-    3. Neurons whose conditions fail take semismooth Newton steps on the dual of a proximal problem, whose
-       systems are as small as their supports, and go back to 2.
+       neuron. Where all conditions hold, this is the optimum. Where few fail, what is on the wrong side
+       changes sides (Newton's step on the conditions); first in single precision, then in double.
+    3. Other neurons take semismooth Newton steps on the dual of a proximal problem, whose systems are as
+       small as their supports, and go back to 2.
     4. The few for which such steps have cost as much as an interior point method (neurons held by their
        ceilings on almost all samples) are restarted from what an interior point method finds.
 
     Why all: on a 300 x 100 layer ADMM alone leaves a relative gap of about 1e-3 after 500 steps and 1e-5
     after 5,000, and the Newton phase alone, from zero, spends on large early supports several times what
-    ADMM costs; together the gap is below 1e-9. Newton's steps alone leave about one neuron in fifty of an
-    ill-conditioned layer far from its optimum after a hundred rounds; the interior point method gets there
-    in 20 to 30 steps, but each costs `samples x inputs^2`. Columns are scaled to unit size and neurons by
-    their targets, so that the data's units do not matter.
+    ADMM costs; together the gap is below 1e-9. The step of 2 ends in three to five rounds where ADMM left
+    few wrong, and goes astray elsewhere; that of 3 cannot, and costs about ten times as much. Newton's
+    steps alone leave about one neuron in fifty of an ill-conditioned layer far from its optimum after a
+    hundred rounds; the interior point method gets there in 20 to 45 steps, but each costs `samples x
+    inputs^2`. Columns are scaled to unit size and neurons by their targets, so that the data's units do not
+    matter.
 
     The solve ends as `CONVERGED` when all violations, relative to the data's scale, and the relative
     duality gap are at most the tolerance, as the solver sees them; as `INFEASIBLE` when the lower bound
@@ -75,7 +78,7 @@ class NetTrimADMM(Solver[NetTrim]):
 
     max_steps: int = 1000
     check_every: int = 10
-    handover: float = 2e-4
+    handover: float = 7e-4
     tolerance: float = 1e-9
     max_rounds: int = 120
     relaxation: float = 1.6
@@ -127,7 +130,7 @@ class NetTrimADMM(Solver[NetTrim]):
         before = method.linear.steps
         state, steps = self._approach(method, state, progress)
         made = method.linear.steps - before
-        result = finish(layer, state.to(torch.float64), self.tolerance, self.max_rounds)
+        result = finish(layer, state, self.tolerance, self.max_rounds)
         answer = Answer(
             layer.matrix(result.u),
             (result.termination,),
