@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from optprune.certify._moment_minorants import Settled, settle
+from optprune.certify._moment_minorants import Settled, evidence_of, settle
 from optprune.certify._moments import RANK, Moments, descend, guess
 from optprune.certify._perspective import Perspective
 from optprune.certify._priced_pairs import violated
@@ -18,7 +18,7 @@ from optprune.problems.least_squares import L0LeastSquares
 
 CONDITION = 2000.0
 """Largest condition of the Gram matrix, scaled to a unit diagonal. Sweeps do well at 800, where they were tried; at
-4,000 and more the minorants they end with are far from feasible.
+4,000 and more the minorants they end with are far from feasible; Newton's steps are for those.
 """
 
 WARM, PRICED, REST = 40, 36, 90
@@ -88,7 +88,7 @@ def by_moments(
         best = _better(best, exact, found, memory)
     if found is not plain and (best is None or best.value < promised):
         best = _better(best, exact, plain, memory)
-    return _evidence(exact, best, size) if best is not None and best.value >= FAIR * promised > 0 else None
+    return evidence_of(exact, best, size) if best is not None and best.value >= FAIR * promised > 0 else None
 
 
 def _better(best: Settled | None, relaxation: Perspective, found: Moments, memory: int | None) -> Settled | None:
@@ -102,25 +102,3 @@ def _better(best: Settled | None, relaxation: Perspective, found: Moments, memor
 def _well_conditioned(gram: Float[Tensor, "live live"]) -> bool:
     values = torch.linalg.eigvalsh(gram)
     return bool(values[-1] <= CONDITION * values[0])
-
-
-def _evidence(relaxation: Perspective, settled: Settled, size: float) -> dict[str, Tensor]:
-    """In the layer's own scaling, with as many pairs as the row that uses most."""
-    unit, minorants = relaxation.unit, settled.minorants
-    evidence = {
-        "minorant": relaxation.widen((minorants.delta / unit.square()[:, None]).mT),
-        "point": relaxation.widen((settled.point * unit[:, None] * size).mT),
-    }
-    places = torch.stack(minorants.pairs.places, -1)
-    weights = torch.stack(minorants.weights, -1).view(places.shape)
-    offsets = (minorants.offsets * size).view(places.shape[:2])
-    used = offsets > 0
-    most = int(used.sum(-1).max()) if used.numel() else 0
-    if most:
-        offsets, order = offsets.sort(dim=-1, descending=True)
-        order = order[:, :most, None].expand(-1, -1, 2)
-        places, weights = places.gather(1, order), weights.gather(1, order)
-        weights = torch.where((offsets[:, :most] > 0).unsqueeze(-1), weights / unit[places], 0.0)
-        inputs = relaxation.live.nonzero().squeeze(-1)
-        evidence |= {"pairs": inputs[places], "pair_weights": weights, "pair_offsets": offsets[:, :most].contiguous()}
-    return evidence

@@ -51,19 +51,19 @@ def fill(
         before = relaxation.pattern.units(relaxation.widen(shares)).amax(-1)
         slope = torch.where(before > 0, norms / before.clamp_min(torch.finfo(before.dtype).tiny), 0.0)
         norms = norms * slope ** (relaxed - 1)
-    return relaxation.spread(_fill(norms, relaxation.kept()))
+    # A budget of 0 has the level infinity; a unit that is 0 keeps the share 0, also where there is room for it.
+    return relaxation.spread(torch.where(norms > 0, (norms / level(norms, relaxation.kept())).clamp(0.0, 1.0), 0.0))
 
 
-def _fill(
+def level(
     norms: Float[Tensor, "budgets units"], kept: Float[Tensor, "budgets 1"] | float
-) -> Float[Tensor, "budgets units"]:
-    r"""$\arg\min_z \sum v^2 / z$ over $z \in [0, 1]$, $\sum z \le k$: $z = \min(1, v / \tau)$, by sorting."""
+) -> Float[Tensor, "budgets 1"]:
+    r"""The $\tau$ with which $z = \min(1, v / \tau)$ is the least of $\sum v^2 / z$ over $z \in [0, 1]$,
+    $\sum z \le k$, by sorting; its square is what one more kept unit is worth.
+    """
     ordered = norms.sort(dim=-1, descending=True).values
     rest = ordered.flip(-1).cumsum(-1).flip(-1)
     place = torch.arange(norms.shape[-1], dtype=norms.dtype, device=norms.device)
     left = kept - place
-    level = torch.where(left > 0, rest / left.clamp_min(torch.finfo(norms.dtype).tiny), torch.inf)
-    first = (ordered <= level).int().argmax(-1, keepdim=True)
-    level = level.gather(-1, first)
-    # A budget of 0 has the level infinity; a unit that is 0 keeps the share 0, also where there is room for it.
-    return torch.where(norms > 0, (norms / level).clamp(0.0, 1.0), 0.0)
+    levels = torch.where(left > 0, rest / left.clamp_min(torch.finfo(norms.dtype).tiny), torch.inf)
+    return levels.gather(-1, (ordered <= levels).int().argmax(-1, keepdim=True))

@@ -62,6 +62,11 @@ class Minorants:
         a, b = self.weights
         return replace(self, delta=self.delta * factor, weights=(a * root, b * root))
 
+    def mixed(self, share: float, floor: Float[Tensor, "live 1"]) -> Minorants:
+        """With a share of another minorant, which is diagonal and the same for all rows, in place of these."""
+        scaled = self.times(torch.full_like(self.delta[0], 1 - share))
+        return replace(scaled, delta=scaled.delta + share * floor)
+
     def dense(self, rows: Tensor) -> Float[Tensor, "rows live live"]:
         """As matrices."""
         live, out = self.pairs.shape
@@ -97,7 +102,8 @@ def settle(relaxation: Perspective, found: Moments, memory: int | None = None) -
         memory: bytes for the matrices of a chunk of rows; see `working_memory`.
     """
     minorants = _feasible(relaxation, _implied(relaxation, found), found.vectors, memory)
-    return Settled(minorants, *_point(relaxation, minorants, found))
+    prices = Prices(relaxation, found.level.double())
+    return Settled(minorants, *best_point(relaxation, minorants, prices, found.vectors[..., 0].double(), POINTS))
 
 
 def _implied(relaxation: Perspective, found: Moments) -> Minorants:
@@ -192,14 +198,18 @@ class _Kept:
         return -slope.sign() * torch.where(size >= self.far[index], size, between)
 
 
-def _point(relaxation: Perspective, minorants: Minorants, found: Moments) -> tuple[Float[Tensor, "live out"], float]:
-    """The best point for given minorants, by sweeps in which the pairs' share, which is concave, is its tangent."""
+def best_point(
+    relaxation: Perspective, minorants: Minorants, prices: Prices, start: Float[Tensor, "live out"], sweeps: int
+) -> tuple[Float[Tensor, "live out"], float]:
+    """A good point for given minorants, and twice the bound there, by sweeps in which the pairs' share, which is
+    concave, is its tangent.
+    """
     delta, pairs, offsets = minorants.delta, minorants.pairs, minorants.offsets
     linear = (relaxation.b * relaxation.root).mT - pairs.give(*(offsets * a for a in minorants.weights))
     charge = pairs.give(offsets.square(), offsets.square())
-    prices, point = Prices(relaxation, found.level.double()), found.vectors[..., 0].double()
-    descent, best = Descent(relaxation.gram, point), _value(relaxation, minorants, point, linear, charge)
-    for count in range(1, POINTS + 1):
+    point, descent = start, Descent(relaxation.gram, start)
+    best = _value(relaxation, minorants, point, linear, charge)
+    for count in range(1, sweeps + 1):
         price = prices.spread()
         own = (price - charge).clamp_min(1e-3 * price)
         far = (own / delta).sqrt()
@@ -228,3 +238,27 @@ def _value(
     kept = torch.where(relaxation.pattern.support(gains.nan_to_num(torch.inf)), gains, 0.0).sum(-1)
     value = (relaxation.energy - (x * rest).sum(0) - kept).nan_to_num(-torch.inf, -torch.inf)
     return value if relaxation.pattern.row_separable else value.sum().expand_as(value)
+
+
+def evidence_of(relaxation: Perspective, settled: Settled, size: float) -> dict[str, Tensor]:
+    """What was settled in the layer's own scaling, `size` the unit of its outputs, with as many pairs as the row that
+    uses most.
+    """
+    unit, minorants = relaxation.unit, settled.minorants
+    evidence = {
+        "minorant": relaxation.widen((minorants.delta / unit.square()[:, None]).mT),
+        "point": relaxation.widen((settled.point * unit[:, None] * size).mT),
+    }
+    places = torch.stack(minorants.pairs.places, -1)
+    weights = torch.stack(minorants.weights, -1).view(places.shape)
+    offsets = (minorants.offsets * size).view(places.shape[:2])
+    used = offsets > 0
+    most = int(used.sum(-1).max()) if used.numel() else 0
+    if most:
+        offsets, order = offsets.sort(dim=-1, descending=True)
+        order = order[:, :most, None].expand(-1, -1, 2)
+        places, weights = places.gather(1, order), weights.gather(1, order)
+        weights = torch.where((offsets[:, :most] > 0).unsqueeze(-1), weights / unit[places], 0.0)
+        inputs = relaxation.live.nonzero().squeeze(-1)
+        evidence |= {"pairs": inputs[places], "pair_weights": weights, "pair_offsets": offsets[:, :most].contiguous()}
+    return evidence

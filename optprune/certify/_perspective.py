@@ -90,6 +90,13 @@ class Perspective:
         root = delta.sqrt()
         return replace(self, root=root, b=self.b * self.root / root)
 
+    def part(self, inputs: Bool[Tensor, " live"]) -> Perspective:
+        """The relaxation over some of the live inputs, as if the others were dead."""
+        live = self.live.clone()
+        live[self.live] = inputs
+        gram, root = self.gram[inputs][:, inputs], self.root[..., inputs]
+        return replace(self, live=live, unit=self.unit[inputs], gram=gram, root=root, b=self.b[:, inputs])
+
     def per(self, size: float) -> Perspective:
         """The same relaxation in units of `size` for the outputs."""
         return replace(self, b=self.b / size, energy=self.energy / size**2)

@@ -139,28 +139,37 @@ class PricedPairs:
 def violated(
     vectors: Float[Tensor, "live out columns"], price: Float[Tensor, "live out"], count: int, memory: int | None = None
 ) -> PricedPairs:
-    r"""The `count` pairs of each row whose projection exceeds the two shares most.
+    """The `count` pairs of each row whose projection exceeds the two shares most."""
+    live, rowwise = len(vectors), vectors.transpose(0, 1)
+    rows = max(1, working_memory(memory, vectors.device, 2**25) // (6 * vectors.dtype.itemsize * live * live))
+    parts = zip(rowwise.split(rows), price.mT.split(rows), strict=True)
+    found = [most_violated(part @ part.mT, part[..., 0], prices, count) for part, prices in parts]
+    index, excess = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return PricedPairs((index // live, index % live), (excess > 0).flatten(), live, vectors.dtype)
 
-    With $c = w / |W|$ and $\rho$ the cosine of $W_i$ and $W_j$ the excess is
+
+def most_violated(
+    moments: Float[Tensor, "rows live live"],
+    w: Float[Tensor, "rows live"],
+    price: Float[Tensor, "rows live"],
+    count: int,
+    clear: float = CLEAR,
+) -> tuple[Int[Tensor, "rows pairs"], Float[Tensor, "rows pairs"]]:
+    r"""At most `count` pairs of each row, as places in the matrix, and their excess; 0 where not more than `clear`.
+
+    With $M$ the second moments, $c_i = w_i M_{ii}^{-1/2}$ and $\rho$ the correlation of the two weights, the excess is
     $\rho (\rho (c_i^2 + c_j^2) - 2 c_i c_j) / (1 - \rho^2)$.
     """
-    live = len(vectors)
-    count = min(count, live * (live - 1) // 2)
-    unit = vectors.transpose(0, 1)
-    size = unit.square().sum(-1)
-    heavy = size / (size + LIGHT * price.mT)
-    unit = unit / size.sqrt().clamp_min(torch.finfo(unit.dtype).tiny).unsqueeze(-1)
-    rows = max(1, working_memory(memory, vectors.device, 2**25) // (6 * unit.dtype.itemsize * live * live))
-    found = []
-    for part, counts in zip(unit.split(rows), heavy.split(rows), strict=True):
-        cosine, c = part @ part.mT, part[..., 0]
-        square = c.square()
-        excess = cosine * (square[:, :, None] + square[:, None, :]) - 2 * c[:, :, None] * c[:, None, :]
-        excess = excess * cosine / (1 - cosine.square()).clamp_min(1e-3)
-        excess = torch.minimum(excess * counts[:, :, None], excess * counts[:, None, :])
-        found.append(excess.triu_(1).flatten(1).topk(count))
-    index, excess = torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+    live = w.shape[-1]
+    size = moments.diagonal(dim1=-2, dim2=-1)
+    heavy = size / (size + LIGHT * price)
+    unit = size.clamp_min(torch.finfo(w.dtype).tiny).rsqrt()
+    cosine, c = moments * unit[:, :, None] * unit[:, None, :], w * unit
+    square = c.square()
+    excess = cosine * (square[:, :, None] + square[:, None, :]) - 2 * c[:, :, None] * c[:, None, :]
+    excess = excess * cosine / (1 - cosine.square()).clamp_min(1e-3)
+    excess = torch.minimum(excess * heavy[:, :, None], excess * heavy[:, None, :])
+    best = excess.triu_(1).flatten(1).topk(min(count, live * (live - 1) // 2))
     # Below the diagonal everything is 0, which is no excess; the places of what is not used only have to differ.
-    used = excess > CLEAR
-    index = torch.where(used, index, 1)
-    return PricedPairs((index // live, index % live), used.flatten(), live, vectors.dtype)
+    used = best.values > clear
+    return torch.where(used, best.indices, 1), torch.where(used, best.values, 0.0)

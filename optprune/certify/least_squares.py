@@ -21,6 +21,7 @@ from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
 from optprune.certify._blocks import choices_of, enumerable, strengthen_groups
 from optprune.certify._by_moments import by_moments
+from optprune.certify._by_newton import by_newton
 from optprune.certify._exact_blocks import exact_block_bound
 from optprune.certify._exact_least_squares import exact_minorant_bound, exact_objective
 from optprune.certify._exact_pairs import exact_pair_bound
@@ -55,10 +56,11 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
     informative again, for the damped objective.
 
-    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256), 3 % at
-    half the weights to 14 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 49 to 78 % on the same
+    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256), 2.5 % at
+    half the weights to 12 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 48 to 78 % on the same
     layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 % at half the weights, 14 at four and
-    three, 15 at two and one tenth.
+    three, 15 at two and one tenth; on LeNet-300-100's second layer 11, 16, 20 and 28 % at .5, .7, .8 and .9, and on its
+    third 7, 14, 20 and 32.
 
     What limits it is the family of minorants, the conditioning and the time. On the 512 inputs the best minorants that
     are diagonal leave 11.6, 13.1, 14.4, 15.3 and 16.1 % at 0.5 to 0.1 of the weights; a thousand pairs for each row
@@ -66,8 +68,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     half a percent of what thirty restarts of the exchange search find, no weight is proved zero or kept, and branching
     on single weights gains less than a point with 32 leaves for each row. More pairs would help: by conic programs on
     24 inputs with eigenvalues 1/j, all of them take the bound from 93 to 98 % (2 kept) and from 94 to 97 % (12 kept) of
-    the best objective. On ill-conditioned layers the search ends before the best diagonal minorants: at 15 instead of
-    12 % at half of LeNet-300-100's second layer, at 32 instead of 29 at a tenth.
+    the best objective. On ill-conditioned layers pairs are worth more: on the third layer of LeNet-300-100 the best
+    diagonal minorants leave 9, 21 and 36 % at .5, .75 and .9, two pairs for every input 6.5, 17 and 30, four 6, 16 and
+    28.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
     `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
@@ -80,8 +83,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             products with the Gram matrix are made all the same.
         tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
             one does where the evidence is blocks; sweeps are repeated while minorants lose more than six times as much.
-        max_rounds: most rounds. The default costs at most about five times what the default solver does, and ends up to
-            three and a half points of the gap above where `LeastSquaresChecker(1e15, 1e-5, 40)` does.
+            Newton's steps are not counted by it.
+        max_rounds: most rounds, and Newton steps with pairs; of these there are the more. The default costs at most
+            about five times what the default solver does, and ends up to three and a half points of the gap above where
+            `LeastSquaresChecker(1e15, 1e-5, 40)` does.
 
     Guarantees:
         T03, T10, T25: `lower_bound` is at most the objective of every weight with an admissible support.
@@ -111,6 +116,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             if found is not None:
                 return {"blocks": found[0], "point": found[1]}
         evidence = by_moments(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
+        if evidence is None:
+            evidence = by_newton(problem, minorant, matrix, self.effort, self.max_rounds)
         if evidence is None:
             minorant, point = strengthen(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
             evidence = {"minorant": minorant, "point": point}

@@ -1,0 +1,255 @@
+"""Evidence from Newton's method over all atoms of a row at once, for one budget for the layer or one for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from optprune.certify._atoms import TINY, Atoms, Centre, charged, newton
+from optprune.certify._majorise import fill, fit, level
+from optprune.certify._moment_minorants import Minorants, Settled, best_point, evidence_of
+from optprune.certify._moments import Prices
+from optprune.certify._perspective import Perspective
+from optprune.certify._priced_pairs import PricedPairs, most_violated
+from optprune.certify._tighten import FLOORS, margin, outputs
+from optprune.numerics.working_memory import working_memory
+from optprune.patterns import PerLayer, PerRow
+from optprune.problems.least_squares import L0LeastSquares
+
+FITS = 3
+"""Majorisation steps for the first point and price, with one minorant for all rows."""
+
+HIGHER = 1.15
+"""What minorants of the rows' own do to the price, about: counted on LeNet-300-100's layers."""
+
+ALONE = 4
+"""Newton steps without pairs, after which pairs are chosen, where a third of the weights is kept or more."""
+
+MORE = 4
+"""Most repetitions of these, while the barrier weighs more than the bound: the objective at a poor start is far above.
+"""
+
+FIRST = 0.5
+"""Length that is tried first in these: longer steps mostly fail."""
+
+EVERY, LAST = 2, 2
+"""After how many steps what pairs are charged moves, and after how many at the end no more."""
+
+COOL, WARM, LEFT = 0.6, 2.0, 0.28
+"""Factors of the barrier's weight: after a step of half the length or more without pairs, when pairs come in, and,
+divided by the number of steps with them, after all of these.
+"""
+
+HALF = 0.45
+"""Length of a step from which on the barrier's weight falls."""
+
+PAIRS, MOST_PAIRS = 40, 2
+"""Pairs in a row for every round, where all weights are kept, else times the root of the share that is; and the most
+for every input.
+"""
+
+CHARGE = 0.4
+"""Share of a weight's price that its pairs are charged at first, together."""
+
+CLEAR = 0.01
+"""Excess from which on a pair is split off."""
+
+OWN = 0.05
+"""Least share of its price that a weight is charged alone."""
+
+WIDE = 0.05
+"""Gap without pairs from which on they are used."""
+
+CHUNK = 2**25
+"""Bytes of a chunk of rows on the CPU."""
+
+LEAST = 1e-9
+"""Share of a minorant that is the common one, so that none is 0. More would take the point away from its best place."""
+
+POINTS = 15
+"""Sweeps for the point."""
+
+WELL = 1e-4
+"""Least minorant, at unit diagonal: directions are sought in float32, and where the Hessian is nearly singular (1e-7 on
+an undamped layer of condition 4e9) a dozen steps from the common minorant do not come far.
+"""
+
+
+def by_newton(
+    problem: L0LeastSquares,
+    minorant: Float[Tensor, " in"],
+    start: Float[Tensor, "out in"],
+    effort: float,
+    max_rounds: int = 7,
+    memory: int | None = None,
+) -> dict[str, Tensor] | None:
+    """Minorants of the rows' own with pairs, and a point; None for other patterns, or where the effort does not allow
+    it.
+
+    Args:
+        problem: the problem.
+        minorant: as `scaled_minorant` gives it.
+        start: a good weight.
+        effort: floating-point operations that may be spent.
+        max_rounds: Newton steps with pairs where a third of the weights is kept or more, fewer where few are; and of
+            pairs there are the more, the more rounds.
+        memory: bytes for the temporaries of a chunk of rows; see `working_memory`.
+    """
+    objective = 2 * float(problem.objective(start))
+    if not isinstance(problem.pattern, PerLayer | PerRow) or not bool((minorant > 0).any()) or not objective > 0:
+        return None
+    exact = Perspective.of(problem, minorant)
+    size, _ = outputs(exact.energy, objective)
+    exact, objective = exact.per(size), objective / size**2
+    linked = (exact.gram != 0).sum(-1) > 1
+    relaxation, rows = exact.part(linked), len(exact.b)
+    if not bool((relaxation.root.square() >= WELL).all()):
+        return None
+    kept = torch.as_tensor(problem.pattern.kept(problem.shape), device=exact.live.device).double().mean()
+    share = min(1.0, float(kept / (problem.pattern.layout(problem.shape)[1] * exact.live.double().mean())))
+    fewer = min(1.0, (3.5 * share) ** 0.25)  # a sparse weight is found sooner, and its bound should be too
+    alone, steps = max(1, round(ALONE * fewer)), max(LAST, round(max_rounds * fewer))
+    pairs = _affordable(rows, len(relaxation.gram), effort, alone, steps, int(PAIRS * max_rounds * share**0.5))
+    if pairs is None:
+        return None
+    search = _Search(relaxation, (exact.enter(start) / size)[:, linked], objective, memory)
+    bound = search.climb(alone, COOL)
+    for _ in range(MORE):
+        if search.barrier() <= bound:
+            break
+        bound = search.climb(alone, COOL)
+    search.correct()
+    if bound < (1 - WIDE) * objective:
+        search.add(pairs)
+    search.climb(steps, (LEFT / steps) ** (1 / steps), steps - LAST)
+    settled = search.settle(exact, linked)
+    return evidence_of(exact, settled, size) if settled.value > max(search.least, 0.0) else None
+
+
+def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, wanted: int) -> int | None:
+    """Pairs in a row, as many as are wanted or so many that the search keeps to the effort; None where it does not
+    without pairs.
+
+    A step inverts a matrix and factorises two or three for the line search, and one of all entries in half the time.
+    """
+    if not inputs:
+        return None
+    least = rows * inputs**3 * (FITS / 3 + 1.8 * (alone + steps))
+    most = min(MOST_PAIRS * inputs, inputs * (inputs - 1) // 2)
+    for pairs in (min(wanted // part, most) for part in (1, 2, 4)):
+        entries = inputs + 2 * pairs
+        if least + rows * steps * (entries**3 / 6 + 20 * entries**2) <= effort:
+            return pairs
+    return 0 if least <= effort else None
+
+
+class _Search:
+    """The rows' atoms, moved a chunk of rows at a time; only a price that they share needs all of them."""
+
+    def __init__(
+        self, relaxation: Perspective, start: Float[Tensor, "out live"], objective: float, memory: int | None
+    ) -> None:
+        self.relaxation, self.memory = relaxation, memory
+        self.b, self.gram = relaxation.b * relaxation.root, relaxation.gram.clone()
+        self.gram.diagonal().sub_(2 * margin(len(self.gram), self.gram.dtype))
+        common = relaxation.root.square()
+        self.w, self.prices, self.least = self._first(start)
+        places = torch.arange(start.shape[1], device=start.device).expand(start.shape).contiguous()
+        towards = torch.where(self.w != 0, self.w, self.b)
+        values = torch.where(towards < 0, -1.0, 1.0) * (0.5 * common).sqrt()
+        self.atoms = Atoms(start.shape[1], places, values, self._price().sqrt())
+        self.weight = self.b.new_full((len(start),), objective / start.numel())
+
+    def _first(self, start: Float[Tensor, "out live"]) -> tuple[Float[Tensor, "out live"], Prices, float]:
+        """A point and prices, from the relaxation with one minorant for all rows, and twice its bound."""
+        relaxation = self.relaxation.moved(0.98 * self.relaxation.root.square())
+        x, shares = start, torch.where(start != 0, 1.0, FLOORS[0]).to(start.dtype)
+        for _ in range(FITS):
+            x = fit(relaxation, shares, self.memory)
+            shares = fill(relaxation, x, shares).clamp_min(0.1 * FLOORS[0])
+        worth = HIGHER * level(relaxation.norms(x), relaxation.kept()).square()
+        most = relaxation.energy.amax()
+        # No kept weight is worth more than everything, which is the price where none may be kept.
+        prices = Prices(relaxation, torch.minimum(worth, most).clamp_min(torch.finfo(worth.dtype).eps * most))
+        return x / relaxation.root, prices, float(relaxation.value(x, relaxation.product(x)).sum())
+
+    def _price(self) -> Float[Tensor, "out live"]:
+        return self.prices.spread().mT.contiguous()
+
+    def _chunks(self, pairs: int) -> Iterator[Tensor]:
+        live = len(self.gram)
+        taken = 6 * (8 * live**2 + 4 * (live + 2 * pairs) ** 2)
+        at_once = max(1, working_memory(self.memory, self.gram.device, CHUNK) // taken)
+        yield from torch.arange(len(self.w), device=self.gram.device).split(at_once)
+
+    def climb(self, steps: int, cool: float, moving: int = 0) -> float:
+        """Newton steps, after the first `moving` of which what pairs are charged moves; twice the bound, about."""
+        lost = torch.zeros_like(self.weight)
+        for rows in self._chunks(self.atoms.many):
+            b, weight = self.b[rows], self.weight[rows]
+            centre = Centre.of(self.gram, b, self.atoms.of_rows(rows))
+            entries = centre.atoms.places.shape[1]
+            room = torch.empty(4, len(rows), entries, entries, dtype=torch.float32, device=b.device)
+            for count in range(steps):
+                length = newton(self.gram, b, centre, weight, room, 1.0 if self.atoms.many else FIRST)
+                weight = torch.where(length > HALF, cool * weight, weight)
+                if count < moving and count % EVERY == 0 and centre.atoms.many:
+                    centre = charged(self.gram, b, centre, _demand(centre), weight)
+            self.weight[rows], self.w[rows], lost[rows] = weight, centre.w, centre.lost
+            self.atoms.values[rows], self.atoms.offsets[rows] = centre.atoms.values, centre.atoms.offsets
+        budgets = self.prices.level * self.relaxation.kept()
+        return float(self.relaxation.energy.sum() - lost.sum() - budgets.sum())
+
+    def barrier(self) -> float:
+        """About what the barrier still costs."""
+        return float(self.weight.sum()) * len(self.gram)
+
+    def correct(self) -> None:
+        """Prices at which the shares spend the budgets more nearly, while there are no pairs."""
+        shares = self.atoms.products(self.w) / self.atoms.offsets
+        self.prices.move(shares.mT, 1.0)
+        self.atoms = replace(self.atoms, offsets=self._price().sqrt())
+
+    def add(self, pairs: int) -> None:
+        """Split off pairs of weights that ask for more than the two alone."""
+        alone, price, self.weight = self.atoms, self._price(), WARM * self.weight
+        found = []
+        for rows in self._chunks(pairs):
+            b, weight = self.b[rows], self.weight[rows, None, None]
+            centre = Centre.of(self.gram, b, alone.of_rows(rows))
+            moments = torch.cholesky_inverse(centre.factor).mul_(weight)
+            moments.addcmul_(centre.w[:, :, None], centre.w[:, None, :])
+            index, excess = most_violated(moments, centre.w, price[rows], pairs, CLEAR)
+            atoms = centre.atoms.with_pairs(index // alone.inputs, index % alone.inputs)
+            share = excess / torch.maximum(*atoms.of_pairs(atoms.over_pairs(excess))).clamp_min(TINY)
+            charge = CHARGE * share * torch.minimum(*atoms.of_pairs(price[rows]))
+            found.append(charged(self.gram, b, replace(centre, atoms=atoms), charge, self.weight[rows]).atoms)
+        self.atoms = Atoms(
+            alone.inputs, *(torch.cat([getattr(a, name) for a in found]) for name in ("places", "values", "offsets"))
+        )
+
+    def settle(self, exact: Perspective, linked: Bool[Tensor, " live"]) -> Settled:
+        """The minorants and a point for them, also of the inputs that are linked with no other."""
+        atoms, inputs = self.atoms, linked.nonzero().squeeze(-1)
+        (i, j), (a, c), (t, _) = (atoms.halves(x) for x in (atoms.places, atoms.values, atoms.offsets))
+        pairs = PricedPairs((inputs[i], inputs[j]), (t > 0).flatten(), len(linked), t.dtype)
+        delta, point = torch.ones_like(exact.b.mT), (exact.b * exact.root).mT.contiguous()
+        delta[inputs], point[inputs] = atoms.values[:, : atoms.inputs].square().mT, self.w.mT
+        minorants = Minorants(delta, pairs, (a.flatten(), c.flatten()), t.flatten())
+        minorants = minorants.mixed(LEAST, exact.root.square()[:, None])
+        return Settled(minorants, *best_point(exact, minorants, Prices(exact, self.prices.level), point, POINTS))
+
+
+def _demand(centre: Centre) -> Float[Tensor, "rows pairs"]:
+    """What pairs should be charged: more where a pair's share exceeds those of its two weights, within their prices."""
+    atoms, shares = centre.atoms, centre.shares()
+    single = torch.add(*atoms.of_pairs(shares[:, : atoms.inputs]))
+    charge, pair = (atoms.halves(x)[0] for x in (atoms.offsets.square(), shares))
+    wanted = charge * (pair / single.clamp_min(1e-3)).clamp(0.0, 2.0).square().clamp(0.4, 2.5)
+    price = atoms.offsets[:, : atoms.inputs].square() + atoms.over_pairs(charge)
+    room = (1 - OWN) * price / atoms.over_pairs(wanted).clamp_min(TINY)
+    return wanted * torch.minimum(*atoms.of_pairs(room)).clamp_max(1.0)
