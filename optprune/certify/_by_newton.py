@@ -106,17 +106,16 @@ def by_newton(
     size, _ = outputs(exact.energy, objective)
     exact, objective = exact.per(size), objective / size**2
     linked = (exact.gram != 0).sum(-1) > 1
-    relaxation, rows = exact.part(linked), len(exact.b)
-    if not bool((relaxation.root.square() >= WELL).all()):
+    if not bool((exact.root[linked].square() >= WELL).all()):
         return None
     kept = torch.as_tensor(problem.pattern.kept(problem.shape), device=exact.live.device).double().mean()
     share = min(1.0, float(kept / (problem.pattern.layout(problem.shape)[1] * exact.live.double().mean())))
     fewer = min(1.0, (3.5 * share) ** 0.25)  # a sparse weight is found sooner, and its bound should be too
     alone, steps = max(1, round(ALONE * fewer)), max(LAST, round(max_rounds * fewer))
-    pairs = _affordable(rows, len(relaxation.gram), effort, alone, steps, int(PAIRS * max_rounds * share**0.5))
+    pairs = _affordable(len(exact.b), int(linked.sum()), effort, alone, steps, int(PAIRS * max_rounds * share**0.5))
     if pairs is None:
         return None
-    search = _Search(relaxation, (exact.enter(start) / size)[:, linked], objective, memory)
+    search = _Search(exact, linked, exact.enter(start) / size, objective, memory)
     bound = search.climb(alone, COOL)
     for _ in range(MORE):
         if search.barrier() <= bound:
@@ -126,7 +125,7 @@ def by_newton(
     if bound < (1 - WIDE) * objective:
         search.add(pairs)
     search.climb(steps, (LEFT / steps) ** (1 / steps), steps - LAST)
-    settled = search.settle(exact, linked)
+    settled = search.settle()
     return evidence_of(exact, settled, size) if settled.value > max(search.least, 0.0) else None
 
 
@@ -148,12 +147,24 @@ def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, w
 
 
 class _Search:
-    """The rows' atoms, moved a chunk of rows at a time; only a price that they share needs all of them."""
+    """The rows' atoms, moved a chunk of rows at a time; only a price that they share needs all of them.
+
+    Inputs that are linked with no other have the minorant that is the whole of the Hessian there, and are kept where
+    that pays.
+    """
 
     def __init__(
-        self, relaxation: Perspective, start: Float[Tensor, "out live"], objective: float, memory: int | None
+        self,
+        exact: Perspective,
+        linked: Bool[Tensor, " live"],
+        start: Float[Tensor, "out live"],
+        objective: float,
+        memory: int | None,
     ) -> None:
-        self.relaxation, self.memory = relaxation, memory
+        self.exact, self.linked, self.memory = exact, linked, memory
+        self.relaxation = relaxation = exact.part(linked)
+        self.lone = (exact.b * exact.root)[:, ~linked].square()
+        start = start[:, linked]
         self.b, self.gram = relaxation.b * relaxation.root, relaxation.gram.clone()
         self.gram.diagonal().sub_(2 * margin(len(self.gram), self.gram.dtype))
         common = relaxation.root.square()
@@ -171,14 +182,28 @@ class _Search:
         for _ in range(FITS):
             x = fit(relaxation, shares, self.memory)
             shares = fill(relaxation, x, shares).clamp_min(0.1 * FLOORS[0])
-        worth = HIGHER * level(relaxation.norms(x), relaxation.kept()).square()
-        most = relaxation.energy.amax()
-        # No kept weight is worth more than everything, which is the price where none may be kept.
-        prices = Prices(relaxation, torch.minimum(worth, most).clamp_min(torch.finfo(worth.dtype).eps * most))
-        return x / relaxation.root, prices, float(relaxation.value(x, relaxation.product(x)).sum())
+        norms, most, kept = relaxation.norms(x), relaxation.energy.amax(), relaxation.kept()
+        taken = torch.zeros_like(norms[:, :1])
+        prices = Prices(self.exact, taken)
+        for _ in range(FITS):
+            # No kept weight is worth more than everything, which is the price where none may be kept.
+            worth = torch.minimum(HIGHER * level(norms, kept - taken).square(), most)
+            prices = Prices(self.exact, worth.clamp_min(torch.finfo(worth.dtype).eps * most))
+            taken = prices.sums(self._shares(torch.zeros_like(x), prices))
+        everywhere, point = self.exact.moved(0.98 * self.exact.root.square()), self.exact.b * self.exact.root
+        point[:, self.linked] = x / relaxation.root
+        whole = point * everywhere.root
+        return point[:, self.linked], prices, float(everywhere.value(whole, everywhere.product(whole)).sum())
+
+    def _shares(self, of_linked: Float[Tensor, "out linked"], prices: Prices) -> Float[Tensor, "live out"]:
+        """Of all inputs: a weight that is linked with no other is kept where that saves more than it costs."""
+        shares = prices.spread()
+        kept = self.lone.mT > shares[~self.linked]
+        shares[~self.linked], shares[self.linked] = kept.to(shares.dtype), of_linked.mT
+        return shares
 
     def _price(self) -> Float[Tensor, "out live"]:
-        return self.prices.spread().mT.contiguous()
+        return self.prices.spread()[self.linked].mT.contiguous()
 
     def _chunks(self, pairs: int) -> Iterator[Tensor]:
         live = len(self.gram)
@@ -202,7 +227,8 @@ class _Search:
             self.weight[rows], self.w[rows], lost[rows] = weight, centre.w, centre.lost
             self.atoms.values[rows], self.atoms.offsets[rows] = centre.atoms.values, centre.atoms.offsets
         budgets = self.prices.level * self.relaxation.kept()
-        return float(self.relaxation.energy.sum() - lost.sum() - budgets.sum())
+        saved = (self.lone.mT - self.prices.spread()[~self.linked]).clamp_min(0.0)
+        return float(self.relaxation.energy.sum() - lost.sum() - budgets.sum() - saved.sum())
 
     def barrier(self) -> float:
         """About what the barrier still costs."""
@@ -211,7 +237,7 @@ class _Search:
     def correct(self) -> None:
         """Prices at which the shares spend the budgets more nearly, while there are no pairs."""
         shares = self.atoms.products(self.w) / self.atoms.offsets
-        self.prices.move(shares.mT, 1.0)
+        self.prices.move(self._shares(shares, self.prices), 1.0)
         self.atoms = replace(self.atoms, offsets=self._price().sqrt())
 
     def add(self, pairs: int) -> None:
@@ -232,16 +258,16 @@ class _Search:
             alone.inputs, *(torch.cat([getattr(a, name) for a in found]) for name in ("places", "values", "offsets"))
         )
 
-    def settle(self, exact: Perspective, linked: Bool[Tensor, " live"]) -> Settled:
-        """The minorants and a point for them, also of the inputs that are linked with no other."""
-        atoms, inputs = self.atoms, linked.nonzero().squeeze(-1)
+    def settle(self) -> Settled:
+        """The minorants and a point for them, of all inputs."""
+        exact, atoms, inputs = self.exact, self.atoms, self.linked.nonzero().squeeze(-1)
         (i, j), (a, c), (t, _) = (atoms.halves(x) for x in (atoms.places, atoms.values, atoms.offsets))
-        pairs = PricedPairs((inputs[i], inputs[j]), (t > 0).flatten(), len(linked), t.dtype)
+        pairs = PricedPairs((inputs[i], inputs[j]), (t > 0).flatten(), len(self.linked), t.dtype)
         delta, point = torch.ones_like(exact.b.mT), (exact.b * exact.root).mT.contiguous()
         delta[inputs], point[inputs] = atoms.values[:, : atoms.inputs].square().mT, self.w.mT
         minorants = Minorants(delta, pairs, (a.flatten(), c.flatten()), t.flatten())
         minorants = minorants.mixed(LEAST, exact.root.square()[:, None])
-        return Settled(minorants, *best_point(exact, minorants, Prices(exact, self.prices.level), point, POINTS))
+        return Settled(minorants, *best_point(exact, minorants, self.prices, point, POINTS))
 
 
 def _demand(centre: Centre) -> Float[Tensor, "rows pairs"]:

@@ -121,9 +121,13 @@ class Prices:
         r = self.relaxation
         return r.spread(self.level.expand(-1, r.pattern.layout(r.shape)[1])).mT.contiguous()
 
+    def sums(self, x: Float[Tensor, "live out"]) -> Float[Tensor, "budgets 1"]:
+        """Over every budget."""
+        return _sums(self.relaxation, x)
+
     def move(self, shares: Float[Tensor, "live out"], power: float = 0.5) -> None:
         """Raise a price where more than the budget is asked for, and lower it where less is."""
-        ratio = _sums(self.relaxation, shares) / self.relaxation.kept()  # NaN is nothing of a budget of nothing
+        ratio = self.sums(shares) / self.relaxation.kept()  # NaN is nothing of a budget of nothing
         self.level = self.level * ratio.nan_to_num(1.0).clamp(0.8, 1.25) ** power
 
 
