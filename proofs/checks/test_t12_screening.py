@@ -94,7 +94,7 @@ def test_of_a_diagonal_hessian_the_threshold_is_exact(rng):
 
 
 def test_the_certificate_counts_what_is_settled(rng, monkeypatch):
-    monkeypatch.setattr(least_squares, "by_newton", lambda *_: None)  # a minorant without pairs
+    monkeypatch.setattr(least_squares, "by_newton", lambda *_, **__: None)  # a minorant without pairs
     problem = layer(rng, op.PerRow(2))
     best = op.Exhaustive().run(problem).matrix
     certificate, evidence = certify(problem, best)

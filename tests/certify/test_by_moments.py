@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optprune as op
-from optprune.certify import _by_moments, _moments, _tighten, certify, recheck
+from optprune.certify import _by_moments, _moments, _tighten, certify, least_squares, recheck
 from optprune.certify._by_moments import by_moments
 from optprune.certify._moment_minorants import evidence_of, settle
 from optprune.certify._moments import Moments, cheapest, descend, guess, shares_of
@@ -22,8 +22,9 @@ INPUTS = 48
 
 @pytest.fixture(autouse=True)
 def _small_layers_too(monkeypatch):
-    """The search is for layers of 128 inputs and more, which the tests have no time for."""
+    """The search is for layers of many rows and 128 inputs and more, which the tests have no time for."""
     monkeypatch.setattr(_tighten, "WORTHWHILE", INPUTS - 1)
+    monkeypatch.setattr(least_squares, "SMALL", 0)
 
 
 def spectrum(inputs: int, rows: int, seed: int = 0, samples: int = 400) -> tuple[torch.Tensor, torch.Tensor]:

@@ -227,7 +227,7 @@ def test_a_search_in_single_precision_loses_next_to_nothing(pattern, monkeypatch
     problem = L0LeastSquares.from_layer(weight, inputs, pattern)
     start = op.ADMM().run(problem).matrix
     for search in ("by_moments", "by_newton"):
-        monkeypatch.setattr(least_squares, search, lambda *_: None)
+        monkeypatch.setattr(least_squares, search, lambda *_, **__: None)
     single, evidence = certify(problem, start)
     assert all(tensor.dtype == torch.float64 for tensor in evidence.values())
     monkeypatch.setattr(_tighten, "WORTHWHILE", 10**9)
@@ -339,7 +339,7 @@ def test_rounding_is_subtracted(monkeypatch):
     """In exact rational arithmetic the bound of the same evidence is at least the reported one."""
     from fractions import Fraction
 
-    monkeypatch.setattr(least_squares, "by_newton", lambda *_: None)  # a minorant without pairs
+    monkeypatch.setattr(least_squares, "by_newton", lambda *_, **__: None)  # a minorant without pairs
     weight, inputs = layer(7, rows=1, inputs=4)
     problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(2))
     _, evidence = certify(problem, problem.pattern.project(weight))
