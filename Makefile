@@ -5,8 +5,10 @@
 # Each creates .venv when it is missing and installs again only when pyproject.toml or constraints.txt changed.
 # make run ARGS="--density 0.1"         passes options on to `optprune prune`
 # make test TESTS="tests/certify -m ''" passes arguments on to pytest (-m '' runs the slow tests too)
+# make test JOBS=0                      runs them in one process, for a debugger; the default is one for each core
 # make run PYTHON=/path/to/python3.12   chooses the interpreter for a new .venv
 
+JOBS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
@@ -22,7 +24,7 @@ run: $(VENV)/.installed
 # One thread per library: the tests are many and small, and the machine may be shared.
 test: export OMP_NUM_THREADS ?= 1
 test: check
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal $(TESTS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

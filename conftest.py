@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import hypothesis
 import jaxtyping
@@ -87,6 +87,19 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         groups = [group for group in GROUPS if item.get_closest_marker(group)] or ["other"]
         item.config.stash[_deselected].update(groups)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With several processes, each tells the one that prints the summary what it did not select."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["deselected"] = dict(session.config.stash[_deselected])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every process collects all tests, so that their counts are the same."""
+    node.config.stash[_deselected] = Counter(getattr(node, "workeroutput", {}).get("deselected", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

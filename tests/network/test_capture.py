@@ -261,7 +261,9 @@ def test_a_layer_reached_by_a_later_batch_is_found():
     assert (found["a"].statistics.count, found["b"].statistics.count) == (2, 3)
 
 
-@pytest.mark.parametrize("batches", [[], iter([]), DataLoader(TensorDataset(torch.zeros(0, 5)))], ids=str)
+@pytest.mark.parametrize(
+    "batches", [[], iter([]), DataLoader(TensorDataset(torch.zeros(0, 5)))], ids=lambda batches: type(batches).__name__
+)
 def test_no_data_is_an_error(batches):
     with pytest.raises(InvalidInputError, match="no sample"):
         capture(net(), batches, ["0"])

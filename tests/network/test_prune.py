@@ -102,7 +102,7 @@ def test_the_cascade_repairs_what_the_prefix_lost():
 @pytest.mark.parametrize(
     "pattern",
     [NOfM(2, 4), PerRow(3), Rows(2), Columns(5), PerLayer(7), lambda shape: PerRow(shape[1] // 3)],
-    ids=str,
+    ids=lambda pattern: "function" if callable(pattern) else str(pattern),
 )
 def test_patterns_hold_in_the_shipped_weights(pattern):
     model, x = mlp(), data(40, 8)
