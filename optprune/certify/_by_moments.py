@@ -46,7 +46,7 @@ def by_moments(
     start: Float[Tensor, "out in"],
     effort: float,
     tolerance: float = 0.005,
-    max_rounds: int = 7,
+    max_rounds: int = 12,
     memory: int | None = None,
 ) -> dict[str, Tensor] | None:
     """Minorants of the rows' own, with pairs where these are worth while, and a point; None where `strengthen` is
@@ -59,7 +59,7 @@ def by_moments(
         start: a good weight.
         effort: floating-point operations that may be spent.
         tolerance: as a share of the objective at `start`, a sixth of what minorants may lose of the moments' value.
-        max_rounds: two for every repetition of the last sweeps.
+        max_rounds: four for every repetition of the last sweeps.
         memory: bytes for the temporaries of a chunk of rows; see `working_memory`.
     """
     objective = 2 * float(problem.objective(start))
@@ -81,7 +81,7 @@ def by_moments(
         found = replace(plain, pairs=violated(plain.vectors, plain.price(rough), PAIRS * live, memory))
         found = descend(rough, found, PRICED + REST, PRICED, lag=LAG)
     best = _better(None, exact, found, memory)
-    for _ in range(int(min(max_rounds // 2, left / (REST * one + proof)))):
+    for _ in range(int(min(max_rounds // 4, left / (REST * one + proof)))):
         if best is None or best.value >= found.value(rough) - LOST * tolerance * objective:
             break
         found = descend(rough, found, REST)

@@ -84,7 +84,7 @@ def by_newton(
     minorant: Float[Tensor, " in"],
     start: Float[Tensor, "out in"],
     effort: float,
-    max_rounds: int = 7,
+    max_rounds: int = 12,
     memory: int | None = None,
 ) -> dict[str, Tensor] | None:
     """Minorants of the rows' own with pairs, and a point; None for other patterns, or where the effort does not allow
@@ -112,9 +112,13 @@ def by_newton(
     share = min(1.0, float(kept / (problem.pattern.layout(problem.shape)[1] * exact.live.double().mean())))
     fewer = min(1.0, (3.5 * share) ** 0.25)  # a sparse weight is found sooner, and its bound should be too
     alone, steps = max(1, round(ALONE * fewer)), max(LAST, round(max_rounds * fewer))
-    pairs = _affordable(len(exact.b), int(linked.sum()), effort, alone, steps, int(PAIRS * max_rounds * share**0.5))
-    if pairs is None:
+    wanted, rows, inputs = int(PAIRS * max_rounds * share**0.5), len(exact.b), int(linked.sum())
+    found = _affordable(rows, inputs, effort, alone, steps, wanted)
+    if found is None:
+        found = _affordable(rows, inputs, effort, alone, max(LAST, steps // 2), wanted // 2)
+    if found is None:
         return None
+    steps, pairs = found
     search = _Search(exact, linked, exact.enter(start) / size, objective, memory)
     bound = search.climb(alone, COOL)
     for _ in range(MORE):
@@ -129,9 +133,9 @@ def by_newton(
     return evidence_of(exact, settled, size) if settled.value > max(search.least, 0.0) else None
 
 
-def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, wanted: int) -> int | None:
-    """Pairs in a row, as many as are wanted or so many that the search keeps to the effort; None where it does not
-    without pairs.
+def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, wanted: int) -> tuple[int, int] | None:
+    """The steps with pairs, and pairs in a row: as many as are wanted or so many that the search keeps to the effort;
+    None where it does not without pairs.
 
     A step inverts a matrix and factorises two or three for the line search, and one of all entries in half the time.
     """
@@ -142,8 +146,8 @@ def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, w
     for pairs in (min(wanted // part, most) for part in (1, 2, 4)):
         entries = inputs + 2 * pairs
         if least + rows * steps * (entries**3 / 6 + 20 * entries**2) <= effort:
-            return pairs
-    return 0 if least <= effort else None
+            return steps, pairs
+    return (steps, 0) if least <= effort else None
 
 
 class _Search:

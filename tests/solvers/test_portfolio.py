@@ -21,17 +21,36 @@ def test_it_is_close_to_the_optimum(pattern):
     assert float(ours.sum()) <= 1.003 * float(best.sum())
 
 
-@pytest.mark.parametrize("pattern", [op.PerLayer(70), op.PerRow(9), op.NOfM(2, 4)], ids=repr)
-def test_it_is_the_best_of_its_members(pattern):
+@pytest.mark.parametrize("pattern", [op.PerLayer(70), op.PerRow(9), op.NOfM(2, 4), op.Columns(9)], ids=repr)
+@pytest.mark.parametrize("shakes", [0, 2])
+def test_it_is_never_worse_than_its_members(pattern, shakes):
     layers = stack(
         [L0LeastSquares.from_layer(*data(s, out=8, inputs=24, samples=60), pattern=pattern) for s in range(4)]
     )
-    ours = layers.row_objective(op.Portfolio().run(layers).matrix)
+    ours = layers.row_objective(op.Portfolio(shakes=shakes).run(layers).matrix)
     members = torch.stack([layers.row_objective(member.run(layers).matrix) for member in MEMBERS])
     if pattern.row_separable:
-        torch.testing.assert_close(ours, members.amin(0))
+        assert bool((ours <= members.amin(0) * (1 + 1e-9)).all())
     else:
-        torch.testing.assert_close(ours.sum(-1), members.sum(-1).amin(0))
+        assert bool((ours.sum(-1) <= members.sum(-1).amin(0) * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("pattern", [op.PerLayer(200), op.PerRow(10)], ids=repr)
+def test_shakes_find_better_supports(pattern):
+    """Where inputs are correlated; on independent ones exchanges end at the optimum."""
+    scales = torch.arange(1, 41, dtype=torch.float64) ** -1.5
+    members = []
+    for seed in range(4):
+        rng = torch.Generator().manual_seed(seed)
+        turn = torch.linalg.qr(torch.randn(40, 40, generator=rng, dtype=torch.float64)).Q
+        inputs = (torch.randn(400, 40, generator=rng, dtype=torch.float64) * scales @ turn).clamp(min=0)
+        members.append(
+            L0LeastSquares.from_layer(torch.randn(20, 40, generator=rng, dtype=torch.float64), inputs, pattern)
+        )
+    layers = stack(members)
+    plain, shaken = (layers.objective(op.Portfolio(shakes=n).run(layers).matrix) for n in (0, 3))
+    assert bool((shaken <= plain * (1 + 1e-9)).all())
+    assert float(shaken.sum()) < 0.999 * float(plain.sum())
 
 
 def test_a_larger_budget_is_never_worse():
@@ -47,7 +66,7 @@ def test_work_beyond_the_limit_is_not_begun_and_info_says_so():
     assert (frugal.info["starts"], frugal.info["polished"]) == (1.0, 0.0)
     torch.testing.assert_close(frugal.matrix, op.ADMM().run(problem).matrix)
     full = op.Portfolio().run(problem)
-    assert (full.info["starts"], full.info["polished"]) == (2.0, 2.0)
+    assert (full.info["starts"], full.info["polished"], full.info["shakes"]) == (2.0, 2.0, 3.0)
 
 
 def test_the_fast_preset_is_one_short_admm():
@@ -55,7 +74,7 @@ def test_the_fast_preset_is_one_short_admm():
     assert op.Portfolio("fast").run(problem).steps < op.ADMM().run(problem).steps
 
 
-@pytest.mark.parametrize("setting", [{"most_work": -1.0}, {"most_work": float("nan")}])
+@pytest.mark.parametrize("setting", [{"most_work": -1.0}, {"most_work": float("nan")}, {"shakes": -1}])
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(InvalidInputError, match=next(iter(setting))):
         op.Portfolio(**setting)
