@@ -137,55 +137,6 @@ def test_isotropic_inputs_need_no_pairs():
     assert certificate.relative_gap < 0.03
 
 
-def test_rows_that_are_zero_or_alike_and_badly_scaled_inputs_are_no_trouble():
-    weight, inputs = spectrum(INPUTS, 6)
-    weight[2], weight[4], weight[5] = 0.0, weight[3], 1e-9 * weight[5]
-    plain = L0LeastSquares.from_layer(weight, inputs, op.PerLayer(60))
-    scales = torch.ones(INPUTS, dtype=torch.float64)
-    scales[::2] = 2.0**40
-    scaled = L0LeastSquares.from_layer(weight / scales, inputs * scales, op.PerLayer(60))
-    start = op.Portfolio().run(plain).matrix
-    bounds = [certify(p, m)[0].lower_bound for p, m in ((plain, start), (scaled, start / scales))]
-    assert 0.7 * float(plain.objective(start)) < bounds[0] <= float(plain.objective(start))
-    assert bounds[1] == pytest.approx(bounds[0], rel=1e-6)
-
-
-@pytest.mark.parametrize("kept", [1, INPUTS - 1])
-def test_budgets_near_their_ends(kept):
-    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 4), op.PerRow(kept))
-    start = op.Portfolio().run(problem).matrix
-    certificate, _ = certify(problem, start)
-    assert 0 < certificate.lower_bound <= certificate.objective
-
-
-def test_a_poor_start_costs_little():
-    problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 6), op.PerLayer(60))
-    minorant, good = scaled_minorant(problem.gram), op.Portfolio().run(problem).matrix
-    bounds = []
-    for start in (good, op.Magnitude().run(problem).matrix, torch.zeros_like(good)):
-        evidence = by_moments(problem, minorant, start, 1e13)
-        assert evidence is not None
-        bounds.append(recheck(problem, good, evidence).lower_bound)
-    assert min(bounds) > 0.97 * max(bounds)
-
-
-def test_other_searches_take_what_is_not_for_sweeps():
-    weight, inputs = spectrum(INPUTS, 4)
-    start = torch.zeros_like(weight)
-
-    def found(problem: L0LeastSquares, effort: float = 1e13) -> bool:
-        return by_moments(problem, scaled_minorant(problem.gram), start, effort) is not None
-
-    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(10))
-    assert found(problem)
-    assert not found(problem, effort=1e6)
-    assert not found(L0LeastSquares.from_layer(weight, inputs, op.NOfM(2, 4)))
-    assert not found(L0LeastSquares.from_layer(weight, inputs, op.Columns(10)))
-    assert not found(L0LeastSquares.from_layer(weight, inputs[:30], op.PerRow(10)))  # singular
-    alike = inputs + 30 * inputs[:, :1]
-    assert not found(L0LeastSquares.from_layer(weight, alike, op.PerRow(10)))
-
-
 def test_sweeps_that_run_away_leave_the_bound_to_the_other_search(monkeypatch):
     """Forced: with so much momentum they do."""
     problem = L0LeastSquares.from_layer(*spectrum(INPUTS, 4), op.PerRow(10))

@@ -176,59 +176,6 @@ def test_inputs_that_are_linked_with_no_other_are_no_part_of_the_search():
     torch.testing.assert_close(evidence["minorant"][:, 24:], own.expand(4, -1), rtol=1e-6, atol=0.0)
 
 
-def test_rows_that_are_zero_or_alike_and_badly_scaled_inputs_are_no_trouble():
-    weight, inputs = correlated(20, 6)
-    weight[2], weight[4], weight[5] = 0.0, weight[3], 1e-9 * weight[5]
-    plain = L0LeastSquares.from_layer(weight, inputs, op.PerLayer(40))
-    scales = torch.ones(20, dtype=torch.float64)
-    scales[::2] = 2.0**40
-    scaled = L0LeastSquares.from_layer(weight / scales, inputs * scales, op.PerLayer(40))
-    start = op.Portfolio().run(plain).matrix
-    bounds = [certify(p, m)[0].lower_bound for p, m in ((plain, start), (scaled, start / scales))]
-    assert 0.7 * float(plain.objective(start)) < bounds[0] <= float(plain.objective(start))
-    assert bounds[1] == pytest.approx(bounds[0], rel=1e-4)
-    rows = L0LeastSquares.from_layer(weight, inputs, op.PerRow(5))
-    start = op.Portfolio().run(rows).matrix
-    certificate, _ = certify(rows, start)
-    assert 0.6 * certificate.objective < certificate.lower_bound <= certificate.objective
-
-
-@pytest.mark.parametrize("kept", [0, 1, 19])
-def test_budgets_near_their_ends(kept):
-    problem = L0LeastSquares.from_layer(*correlated(20, 4), op.PerRow(kept))
-    start = op.Portfolio().run(problem).matrix
-    certificate, _ = certify(problem, start)
-    assert 0.4 * certificate.objective < certificate.lower_bound <= certificate.objective
-
-
-def test_a_poor_start_costs_little():
-    problem = L0LeastSquares.from_layer(*correlated(24, 6), op.PerLayer(50))
-    minorant, good = scaled_minorant(problem.gram), op.Portfolio().run(problem).matrix
-    bounds = []
-    for start in (good, op.Magnitude().run(problem).matrix, torch.zeros_like(good)):
-        evidence = by_newton(problem, minorant, start, 1e13)
-        assert evidence is not None
-        bounds.append(recheck(problem, good, evidence).lower_bound)
-    assert min(bounds) > 0.95 * max(bounds)
-
-
-def test_other_searches_take_what_is_not_for_it():
-    weight, inputs = correlated(16, 4)
-    start = torch.zeros_like(weight)
-
-    def found(problem: L0LeastSquares, effort: float = 1e13) -> bool:
-        return by_newton(problem, scaled_minorant(problem.gram), start, effort) is not None
-
-    problem = L0LeastSquares.from_layer(weight, inputs, op.PerRow(5))
-    assert found(problem)
-    assert not found(problem, effort=1e4)
-    assert not found(L0LeastSquares.from_layer(weight, inputs, op.NOfM(2, 4)))
-    assert not found(L0LeastSquares.from_layer(weight, inputs, op.Columns(5)))
-    assert not found(L0LeastSquares.from_layer(weight, inputs[:10], op.PerRow(5)))  # singular
-    alone = torch.eye(16, dtype=torch.float64).repeat(2, 1)
-    assert not found(L0LeastSquares.from_layer(weight, alone, op.PerRow(5)))
-
-
 def test_chunks_of_rows_change_nothing():
     problem = L0LeastSquares.from_layer(*correlated(20, 6), op.PerLayer(40))
     start = op.Portfolio().run(problem).matrix
