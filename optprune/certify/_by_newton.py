@@ -115,8 +115,6 @@ def by_newton(
     wanted, rows, inputs = int(PAIRS * max_rounds * share**0.5), len(exact.b), int(linked.sum())
     found = _affordable(rows, inputs, effort, alone, steps, wanted)
     if found is None:
-        found = _affordable(rows, inputs, effort, alone, max(LAST, steps // 2), wanted // 2)
-    if found is None:
         return None
     steps, pairs = found
     search = _Search(exact, linked, exact.enter(start) / size, objective, memory)
@@ -134,20 +132,21 @@ def by_newton(
 
 
 def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, wanted: int) -> tuple[int, int] | None:
-    """The steps with pairs, and pairs in a row: as many as are wanted or so many that the search keeps to the effort;
-    None where it does not without pairs.
+    """The steps with pairs, and pairs in a row, that keep to the effort: as many as are wanted, or else fewer pairs, or
+    else half the steps, which cost less of the bound than to do without pairs. None where nothing does.
 
     A step inverts a matrix and factorises two or three for the line search, and one of all entries in half the time.
     """
-    if not inputs:
-        return None
-    least = rows * inputs**3 * (FITS / 3 + 1.8 * (alone + steps))
-    most = min(MOST_PAIRS * inputs, inputs * (inputs - 1) // 2)
-    for pairs in (min(wanted // part, most) for part in (1, 2, 4)):
+    half = max(LAST, steps // 2)
+    most = min(wanted, MOST_PAIRS * inputs, inputs * (inputs - 1) // 2)
+    choices = ((steps, 1), (steps, 2), (steps, 4), (half, 2), (half, 4), (steps, 0), (half, 0))
+    for number, part in choices if inputs else ():
+        pairs = most // part if part else 0
         entries = inputs + 2 * pairs
-        if least + rows * steps * (entries**3 / 6 + 20 * entries**2) <= effort:
-            return steps, pairs
-    return (steps, 0) if least <= effort else None
+        singles = inputs**3 * (FITS / 3 + 1.8 * (alone + number))
+        if rows * (singles + number * (entries**3 / 6 + 20 * entries**2) * (pairs > 0)) <= effort:
+            return number, pairs
+    return None
 
 
 class _Search:
