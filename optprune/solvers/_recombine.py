@@ -23,13 +23,15 @@ def recombined(
         one: admissible.
         other: admissible.
     """
+    pattern, shape = problem.pattern, problem.shape
+    height, width = pattern.tile(shape)
     change = problem.row_objective(other) - problem.row_objective(one)
     whole = (change.sum(-1, keepdim=True) < 0).expand_as(change)
-    if problem.pattern.row_separable:
+    if pattern.row_separable:
         taken = change < 0
-    elif problem.pattern.tile(problem.shape)[0] == 1:
-        used, more = (_units_used(problem, matrix) for matrix in (one, other))
-        left = problem.pattern.count(problem.shape) // problem.pattern.tile(problem.shape)[1] - used.sum(-1)
+    elif height == 1:
+        used, more = (_units_used(matrix, width) for matrix in (one, other))
+        left = pattern.count(shape) // width - used.sum(-1)
         taken = affordable(change, more - used, left)
         better = _total(change, taken) <= _total(change, whole)
         taken = torch.where(better.unsqueeze(-1), taken, whole)
@@ -71,6 +73,6 @@ def _total(change: Float[Tensor, "*batch out"], taken: Bool[Tensor, "*batch out"
     return torch.where(taken, change, 0.0).sum(-1)
 
 
-def _units_used(problem: L0LeastSquares, matrix: Float[Tensor, "*batch out in"]) -> Int[Tensor, "*batch out"]:
-    """In every row, units of which a weight is kept."""
-    return (matrix != 0).unflatten(-1, (-1, problem.pattern.tile(problem.shape)[1])).any(-1).sum(-1)
+def _units_used(matrix: Float[Tensor, "*batch out in"], width: int) -> Int[Tensor, "*batch out"]:
+    """In every row, units of so many weights of which one is kept."""
+    return (matrix != 0).unflatten(-1, (-1, width)).any(-1).sum(-1)

@@ -47,8 +47,8 @@ class Portfolio(Solver[L0LeastSquares]):
         effort: how much is tried.
         most_work: floating-point operations that one elimination or one polishing, or all shakes together, may be
             estimated at; a core makes about 1e10 of them in a second.
-        shakes: most shakes; each takes about as long as polishing a start. On real layers the first lowers the
-            objective by 0.2 to 0.7 %, three by 0.4 to 1.5 %.
+        shakes: most shakes; each takes about as long as polishing a start. On two layers of LeNet-300-100 three lower
+            the objective by 0.1 to 1 %, and find nothing better in two cases of eight.
     """
 
     effort: Literal["fast", "default"] = "default"
@@ -95,9 +95,8 @@ class Portfolio(Solver[L0LeastSquares]):
             best = recombined(problem, best, answers[-1].matrix)
             if progress is not None:
                 progress(len(answers), len(starts) + shakes)
-        if (
-            shakes and not problem.pattern.row_separable
-        ):  # the budget may have room, and rows may give weights to others
+        if shakes and not problem.pattern.row_separable:
+            # The budget may have room, and rows may give weights to others.
             answers.append(search.improve(problem, problem.pattern.support((best != 0).double())))
             best = recombined(problem, best, answers[-1].matrix)
         # What a refit reports is a count or a residual: the worst of the answers that the rows were taken from.
