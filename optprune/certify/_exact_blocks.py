@@ -6,63 +6,58 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from optprune.bounds._theorem import theorem
-from optprune.certify._blocks import choices_of
 from optprune.certify._exact_least_squares import witness, witnessed
 from optprune.numerics.dyadic import Dyadic, Enclosure
 from optprune.numerics.linalg import binary_scale, diagonal_blocks
-from optprune.patterns import NOfM
-from optprune.problems.least_squares import L0LeastSquares
 
 
 @theorem("T10")
 def exact_block_bound(
-    problem: L0LeastSquares, blocks: Float[Tensor, "*out groups size size"], point: Float[Tensor, "out in"]
+    gram: Float[Tensor, "in in"],
+    cross: Float[Tensor, "in out"],
+    energy: Float[Tensor, " out"],
+    reference: Float[Tensor, "out in"],
+    blocks: Float[Tensor, "*out blocks size size"],
+    point: Float[Tensor, "out in"],
+    choices: Int[Tensor, "choices kept"],
 ) -> Enclosure:
     r"""The lower bound of `block_minorant_bound`, without rounding, with its hypotheses proved exactly; 0 if they are
-    not.
+    not. Arguments as there.
 
     All terms but $q D_{SS}^{-1} q^\top$ are exact; that one lies between $2 x q^\top - x D x^\top$ for any $x$, here
     the solution in float64, and the same plus $\lVert q - x D \rVert^2 / \mu$, where $D_{BB} \succeq \mu I$.
 
-    Args:
-        problem: a single problem with an n of m pattern.
-        blocks: of $D$, one set for all rows or one per row.
-        point: $V$, any matrix.
-
     Guarantees:
         T10.
     """
-    zero, pattern, (rows, columns) = Enclosure.point(0), problem.pattern, problem.shape
-    if not isinstance(pattern, NOfM) or blocks.shape[-3:] != (columns // pattern.m, pattern.m, pattern.m):
+    zero, rows, size = Enclosure.point(0), len(energy), blocks.shape[-1]
+    if gram.shape[0] != blocks.shape[-3] * size or blocks.shape[-2] != size:
         return zero
-    live, shape = problem.gram.diagonal() > 0, (rows, columns // pattern.m, pattern.m)
-    scale = binary_scale(problem.gram.diagonal())
-    cut, s = Dyadic.of(scale.view(shape[1:])), problem.statistics
-    scaled = Dyadic.of(problem.gram) * Dyadic.of(scale)[:, None] * Dyadic.of(scale)[None, :]
+    live, shape = gram.diagonal() > 0, (rows, blocks.shape[-3], size)
+    scale = binary_scale(gram.diagonal())
+    cut = Dyadic.of(scale.view(shape[1:]))
+    scaled = Dyadic.of(gram) * Dyadic.of(scale)[:, None] * Dyadic.of(scale)[None, :]
     d = Dyadic.of(blocks.expand(rows, *blocks.shape[-3:])) * cut[:, :, None] * cut[:, None, :]
-    if not _proves(problem.gram, blocks, scaled, d, scale):
+    if not _proves(gram, blocks, scaled, d, scale):
         return zero
-    dead = (
-        Dyadic(np.eye(pattern.m, dtype=int).astype(object), 0) * Dyadic.of((~live).double().view(shape[1:]))[:, :, None]
-    )
+    dead = Dyadic(np.eye(size, dtype=int).astype(object), 0) * Dyadic.of((~live).double().view(shape[1:]))[:, :, None]
     filled = d + dead
     least = _least(filled)
     if least is None:
         return zero
     inverse_scale = Dyadic.of(1 / scale)
-    reference = (Dyadic.of(s.reference) * inverse_scale).where(live)
-    step = (Dyadic.of(point - s.reference) * inverse_scale).where(live)
-    cross = Dyadic.of(s.cross).mT * Dyadic.of(scale)
-    pa = step @ scaled - _cut(_apply(_cut(step, shape), d), (rows, columns))
-    g = cross - pa
+    r = (Dyadic.of(reference) * inverse_scale).where(live)
+    step = (Dyadic.of(point - reference) * inverse_scale).where(live)
+    pa = step @ scaled - _cut(_apply(_cut(step, shape), d), (rows, len(gram)))
+    g = Dyadic.of(cross).mT * Dyadic.of(scale) - pa
     if bool((g.digits[:, (~live).numpy()] != 0).any()):
         return zero
-    fixed = (Dyadic.of(s.energy).sum() - (step * pa).sum()).item()
-    low, high = _minimum(filled, least, _cut(reference, shape), _cut(g, shape), choices_of(pattern).tolist())
+    fixed = (Dyadic.of(energy).sum() - (step * pa).sum()).item()
+    low, high = _minimum(filled, least, _cut(r, shape), _cut(g, shape), choices.tolist())
     return Enclosure((fixed + low) / 2, (fixed + high) / 2).clipped().shortened()
 
 

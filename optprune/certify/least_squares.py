@@ -20,7 +20,8 @@ from optprune.bounds.pair_minorant import pair_minorant_parts
 from optprune.bounds.screening import screened
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
-from optprune.certify._blocks import choices_of, enumerable, strengthen_groups
+from optprune.certify._block_evidence import blocked, proves_blocks
+from optprune.certify._blocks import enumerable, strengthen_groups
 from optprune.certify._by_moments import by_moments
 from optprune.certify._by_newton import by_newton
 from optprune.certify._exact_blocks import exact_block_bound
@@ -32,10 +33,9 @@ from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify._tighten import LEAST_SHARE, outputs, search_precision, tighten
 from optprune.errors import InvalidInputError
 from optprune.numerics.dyadic import Enclosure
-from optprune.numerics.linalg import binary_scale, diagonal_blocks, is_positive_semidefinite_certified
+from optprune.numerics.linalg import binary_scale, is_positive_semidefinite_certified
 from optprune.numerics.rounding import SMALLEST, UNIT, gamma
 from optprune.numerics.working_memory import working_memory
-from optprune.patterns import NOfM
 from optprune.problems._base import Problem
 from optprune.problems.least_squares import L0LeastSquares
 from optprune.solution import Certificate, Rigor
@@ -49,9 +49,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     \operatorname{diag}\delta_r \succeq 0$, and a `point` $V$ `(out, in)`, where the convex part of the objective is
     linearised. With it may come `pairs`: squares $(a_p \cdot u)^2$ of two weights each that are split off too, by their
     places `(out, pairs, 2)`, `pair_weights` $a_p$ and `pair_offsets`. Where the pattern is n of m and a group has few
-    supports, `blocks` take the place of the minorant: the diagonal blocks `(out, groups, m, m)` of a block-diagonal
-    $D_r$. All such evidence gives a valid bound; `check` proves in floating point itself that what is split off leaves
-    the Hessian positive semidefinite, and subtracts the rounding error of the evaluation.
+    supports, `blocks` take the place of the minorant: the diagonal blocks `(out, blocks, size, size)` of a
+    block-diagonal $D_r$, and with them `groups` `(blocks, several)`, the groups that lie in each block. All such
+    evidence gives a valid bound; `check` proves in floating point itself that what is split off leaves the Hessian
+    positive semidefinite, and subtracts the rounding error of the evaluation.
 
     Where the Gram matrix is singular beyond its dead inputs (more weights than samples, duplicated columns) the only
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
@@ -59,9 +60,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
 
     The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256), 2.5 % at
     half the weights to 11 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 48 to 78 % on the same
-    layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 % at half the weights, 14 at four and
-    three, 15 at two and one tenth; on LeNet-300-100's second layer 10, 15, 18 and 26 % at .5, .7, .8 and .9, and on its
-    third 6, 13, 18 and 30.
+    layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 % at half the weights and 14 at four
+    to two tenths, 15 at one; on LeNet-300-100's first layer 7, 13, 20 and 31 % at .5, .7, .8 and .9, on its second 10,
+    15, 18 and 26, and on its third 6, 13, 18 and 30. With 2:4 it is 1.3 % on isotropic inputs, 4 % on the damped
+    and 36 % on the undamped digits, 13 % on the 512 inputs, and 17, 14 and 10 % on the layers of LeNet-300-100.
 
     What limits it is the family of minorants, the conditioning and the time. On the 512 inputs the best minorants that
     are diagonal leave 11.6, 13.1, 14.4, 15.3 and 16.1 % at 0.5 to 0.1 of the weights; a thousand pairs for each row
@@ -69,7 +71,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     half a percent of what thirty restarts of the exchange search find, no weight is proved zero or kept, and branching
     on single weights gains less than a point with 32 leaves for each row. More pairs would help: by conic programs on
     24 inputs with eigenvalues 1/j, all of them take the bound from 93 to 98 % (2 kept) and from 94 to 97 % (12 kept) of
-    the best objective. On ill-conditioned layers pairs are worth more: on the third layer of LeNet-300-100 the best
+    the best objective. With 2:4, blocks of single groups leave 20 % on three rows of the first layer of LeNet-300-100
+    however long they are sought, blocks of two 16 and of three less than 15; 1,200 pairs across groups would take the
+    former to 16. On ill-conditioned layers pairs are worth more: on the third layer of LeNet-300-100 the best
     diagonal minorants leave 9, 21 and 36 % at .5, .75 and .9, two pairs for every input 6.5, 17 and 30, four 6, 16 and
     28.
 
@@ -83,8 +87,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             float32, where they count less. A bound of less effort is as valid, and weaker. On very large layers 400
             products with the Gram matrix are made all the same.
         tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
-            one does where the evidence is blocks; sweeps are repeated while minorants lose more than six times as much.
-            Newton's steps are not counted by it.
+            one by less than half of it where the evidence is blocks; sweeps are repeated while minorants lose more than
+            six times as much. Newton's steps are not counted by it.
         max_rounds: most rounds, and Newton steps with pairs; of these there are the more. The default costs at most
             about five times what the default solver does.
 
@@ -111,10 +115,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     def evidence(self, problem: L0LeastSquares, matrix: Tensor, hint: Mapping[str, Tensor]) -> dict[str, Tensor]:
         minorant = scaled_minorant(problem.gram)
         if bool((minorant > 0).any()) and enumerable(problem.pattern):
-            # A round with blocks costs twice as much and has to gain as much more.
-            found = strengthen_groups(problem, minorant, matrix, self.effort, 2 * self.tolerance, self.max_rounds)
+            found = strengthen_groups(problem, minorant, matrix, self.effort, self.tolerance, self.max_rounds)
             if found is not None:
-                return {"blocks": found[0], "point": found[1]}
+                return found
         moments = partial(by_moments, tolerance=self.tolerance)
         rows, inputs = problem.shape
         searches = (by_newton, moments) if rows * inputs**2 <= SMALL else (moments, by_newton)
@@ -134,9 +137,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
         bound, theorem, details = 0.0, self.theorem, _errors(problem, matrix)
         objective, error = float(problem.objective(matrix)), objective_error(problem, matrix)
         if "blocks" in evidence:
-            theorem, blocks = "T10", evidence["blocks"].double()
-            if isinstance(problem.pattern, NOfM) and proves_blocks(problem.gram, blocks, problem.pattern.m):
-                bound = block_minorant_bound(*data, blocks, point, choices_of(problem.pattern, point.device))
+            theorem, found = "T10", blocked(problem, evidence)
+            if found is not None and proves_blocks(found.gram, found.blocks):
+                bound = block_minorant_bound(*found)
         else:
             minorant, gains = evidence["minorant"].double(), None
             if "pairs" in evidence:
@@ -168,7 +171,9 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     ) -> tuple[Enclosure, Enclosure, Mapping[str, Enclosure], str]:
         point = evidence["point"].double()
         if "blocks" in evidence:
-            theorem, bound = "T10", exact_block_bound(problem, evidence["blocks"].double(), point)
+            theorem, bound, found = "T10", Enclosure.point(0), blocked(problem, evidence)
+            if found is not None:
+                bound = exact_block_bound(*found)
         elif "pairs" in evidence:
             theorem, bound, pairs = "T25", Enclosure.point(0), pairs_in(evidence, problem.shape)
             if pairs is not None:
@@ -311,43 +316,5 @@ def proves_minorant(
         rest = scaled.expand(len(part), *scaled.shape).clone()
         rest.diagonal(dim1=-2, dim2=-1).sub_(part)
         if not bool(is_positive_semidefinite_certified(rest).all()):
-            return False
-    return True
-
-
-@theorem("T10")
-def proves_blocks(
-    gram: Float[Tensor, "in in"], blocks: Float[Tensor, "*out groups size size"], size: int, memory: int | None = None
-) -> bool:
-    r"""Whether $H - D_r \succeq 0$ is proved in floating point for every row, $D_r$ with these diagonal blocks.
-
-    Blocks must be symmetric to the last bit, and 0 exactly in the rows and columns of dead inputs; whether they are
-    positive definite, `block_minorant_bound` looks itself.
-
-    Args:
-        gram: $H$.
-        blocks: one set for all rows or one per row.
-        size: inputs in a block.
-        memory: bytes for the matrices of a chunk of rows; see `working_memory`.
-    """
-    groups = gram.shape[0] // size
-    if blocks.shape[-3:] != (groups, size, size) or not bool(blocks.isfinite().all() & (blocks == blocks.mT).all()):
-        return False
-    live = gram.diagonal() > 0
-    several = blocks.reshape(-1, groups, size, size)
-    dead = ~live.view(groups, size)
-    if bool((gram[~live] != 0).any() | (gram != gram.mT).any() | (several[:, dead] != 0).any()):
-        return False
-    scale = binary_scale(gram.diagonal())
-    scaled, cut = gram * scale[:, None] * scale[None, :], scale.view(groups, size)
-    at_once = working_memory(memory, gram.device, 2**24) // (40 * len(gram) ** 2)
-    for part in (several * cut[:, :, None] * cut[:, None, :]).split(max(1, at_once)):
-        rest = scaled.expand(len(part), *scaled.shape).clone()
-        inner = diagonal_blocks(rest, size)
-        # Every entry rounds once and those on the diagonal twice: less than 4 UNIT of their sizes, summed over a row.
-        shift = 4 * UNIT * (inner.abs() + part.abs()).sum(-1)
-        inner.sub_(part)
-        rest.diagonal(dim1=-2, dim2=-1).sub_(shift.view(len(part), -1))
-        if not bool(is_positive_semidefinite_certified(rest[:, live][:, :, live]).all()):
             return False
     return True

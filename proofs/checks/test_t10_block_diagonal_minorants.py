@@ -9,8 +9,7 @@ import torch
 
 import optprune as op
 from optprune.bounds.block_minorant import block_minorant_bound
-from optprune.certify._blocks import choices_of
-from optprune.certify.least_squares import proves_blocks
+from optprune.certify._block_evidence import blocked, choices_of, inputs_of, proves_blocks
 from optprune.numerics.linalg import diagonal_blocks
 
 SHAPE = (2, 8)
@@ -78,7 +77,7 @@ def test_no_point_exceeds_the_optimum(pattern, damping, rng):
     tightest = -torch.inf
     for _ in range(20):
         blocks = random_blocks(problem, rng, SHAPE[0])
-        assert proves_blocks(problem.gram, blocks, pattern.m)
+        assert proves_blocks(problem.gram, blocks)
         for spread in (0.0, 0.1, 1.0, 10.0):
             value = bound(problem, blocks, problem.dense + spread * normal(rng, *SHAPE))
             assert value <= best * (1 + 1e-12)
@@ -100,9 +99,59 @@ def test_block_diagonal_hessian_is_an_equality_and_larger_blocks_break_it(patter
         assert value <= best
     wrong = max(bound(problem, blocks * 1.001, problem.dense + 30 * normal(rng, *SHAPE)) for _ in range(20))
     assert wrong > best * 1.0005
-    assert not proves_blocks(gram, blocks * 1.001, pattern.m)
-    assert not proves_blocks(gram, blocks, pattern.m), "nothing is left to prove the semidefinite rest with"
-    assert proves_blocks(gram, blocks * (1 - 1e-9), pattern.m)
+    assert not proves_blocks(gram, blocks * 1.001)
+    assert not proves_blocks(gram, blocks), "nothing is left to prove the semidefinite rest with"
+    assert proves_blocks(gram, blocks * (1 - 1e-9))
+
+
+APART = [(op.NOfM(1, 2), [[2, 0], [1, 3]]), (op.NOfM(1, 2), [[3, 0, 1], [-1, 2, -1]]), (op.NOfM(2, 4), [[1, 0]])]
+"""Patterns, and groups that are in one block in another order than they have in a row, some of them with none."""
+
+
+@pytest.mark.parametrize(("pattern", "groups"), APART, ids=str)
+def test_the_same_with_several_groups_in_a_block_in_any_order(pattern, groups, rng):
+    """No bound exceeds the optimum; it is an equality where what is in different blocks does not correlate."""
+    several = torch.tensor(groups)
+    width, size = several.numel() * pattern.m, several.shape[1] * pattern.m
+    order = inputs_of(several, pattern.m)
+    there = order >= 0
+    problem = layer(rng, pattern)
+    best = optimum(problem)
+
+    def value(problem: op.L0LeastSquares, blocks: torch.Tensor, point: torch.Tensor, proved: bool = True) -> float:
+        found = blocked(problem, {"blocks": blocks, "groups": several, "point": point})
+        assert found is not None
+        assert proves_blocks(found.gram, found.blocks) == proved
+        return block_minorant_bound(*found)
+
+    full = torch.zeros(width, width, dtype=torch.float64)
+    full[there.nonzero(), there.nonzero().mT] = problem.gram[order[there]][:, order[there]]
+    least = torch.linalg.eigvalsh(problem.gram)[0]
+    tightest = -torch.inf
+    for _ in range(20):
+        half = normal(rng, len(groups), size, size)
+        share = half @ half.mT / torch.linalg.matrix_norm(half, 2)[:, None, None] ** 2
+        blocks = (0.99 * least * share + 1e-3 * least * torch.eye(size)) * there.view(-1, size, 1)
+        blocks = blocks * there.view(-1, 1, size)
+        blocks = (blocks + blocks.mT) / 2
+        for spread in (0.0, 0.1, 1.0, 10.0):
+            bound = value(problem, blocks, problem.dense + spread * normal(rng, *SHAPE))
+            assert bound <= best * (1 + 1e-12)
+            tightest = max(tightest, bound)
+    assert tightest > 0, "the instance would not notice a wrong bound"
+
+    inner = diagonal_blocks(full, size).clone()
+    kept = torch.zeros_like(full)
+    diagonal_blocks(kept, size).copy_(inner)
+    gram = torch.zeros_like(problem.gram)
+    gram[order[there][:, None], order[there]] = kept[there][:, there]
+    equal = op.L0LeastSquares(replace(problem.statistics, gram=gram), pattern)
+    best = optimum(equal)
+    for _ in range(5):
+        bound = value(equal, inner * (1 - 1e-9), normal(rng, *SHAPE))
+        assert best * (1 - 1e-6) < bound <= best
+    wrong = max(value(equal, inner * 1.001, equal.dense + 30 * normal(rng, *SHAPE), proved=False) for _ in range(20))
+    assert wrong > best * 1.0005
 
 
 def test_the_computed_bound_is_below_the_exact_one(rng):
@@ -156,13 +205,13 @@ def test_dead_and_badly_scaled_inputs_change_nothing(scale, rng):
     blocks = diagonal_blocks(0.1 * torch.diag(plain.gram.diagonal()) * live, 4).clone()
     cut = scales.view(2, 4)
     stretched = blocks * cut[:, :, None] * cut[:, None, :]
-    assert proves_blocks(plain.gram, blocks, 4)
-    assert proves_blocks(other.gram, stretched, 4)
+    assert proves_blocks(plain.gram, blocks)
+    assert proves_blocks(other.gram, stretched)
     point = weight + 0.1 * normal(rng, *SHAPE)
     assert bound(other, stretched, point / scales) == pytest.approx(bound(plain, blocks, point), rel=1e-9)
     touched = blocks.clone()
     touched[1, 1, 1] = 1e-9
-    assert not proves_blocks(plain.gram, touched, 4)
+    assert not proves_blocks(plain.gram, touched)
 
 
 def test_blocks_that_are_not_symmetric_or_not_definite_prove_nothing(rng):
@@ -170,6 +219,6 @@ def test_blocks_that_are_not_symmetric_or_not_definite_prove_nothing(rng):
     blocks = random_blocks(problem, rng, SHAPE[0])
     crooked = blocks.clone()
     crooked[0, 0, 0, 1] *= 1.001
-    assert not proves_blocks(problem.gram, crooked, 4)
-    assert not proves_blocks(problem.gram, blocks[:, :1], 4)
+    assert not proves_blocks(problem.gram, crooked)
+    assert not proves_blocks(problem.gram, blocks[:, :1])
     assert bound(problem, -blocks, problem.dense) == -torch.inf

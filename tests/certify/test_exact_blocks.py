@@ -9,7 +9,7 @@ import torch
 import optprune as op
 from optprune.bounds.block_minorant import block_minorant_bound
 from optprune.certify import LeastSquaresChecker
-from optprune.certify._blocks import choices_of
+from optprune.certify._block_evidence import blocked
 from optprune.certify._exact_blocks import exact_block_bound
 from tests.certify.test_least_squares import layer
 
@@ -28,11 +28,12 @@ def test_the_bound_of_blocks_is_below_the_exact_one_at_every_scale(pattern, rng)
         for weight in (2.0**k for k in (-500, -60, 0, 60, 300, 500)):
             problem = l0(pattern, gram, weight)
             noise = 1e-3 * torch.randn(2, 8, generator=rng, dtype=torch.float64)
-            blocks, point = evidence["blocks"] * gram, (evidence["point"] + noise) * weight
-            s, choices = problem.statistics, choices_of(pattern)
-            value = block_minorant_bound(problem.gram, s.cross, s.energy, s.reference, blocks, point, choices)
+            scaled = {"blocks": evidence["blocks"] * gram, "point": (evidence["point"] + noise) * weight}
+            arguments = blocked(problem, evidence | scaled)
+            assert arguments is not None
+            value = block_minorant_bound(*arguments)
             assert value < math.inf
-            assert max(0.0, value) <= exact_block_bound(problem, blocks, point).low
+            assert max(0.0, value) <= exact_block_bound(*arguments).low
             told += value > 0
     assert told >= 6
 
@@ -40,9 +41,11 @@ def test_the_bound_of_blocks_is_below_the_exact_one_at_every_scale(pattern, rng)
 def test_forged_blocks_prove_nothing(rng):
     problem = l0(op.NOfM(2, 4), 1.0, 1.0)
     evidence = LeastSquaresChecker(effort=1e7).evidence(problem, problem.pattern.project(problem.dense), {})
-    blocks, point = evidence["blocks"], evidence["point"]
-    assert exact_block_bound(problem, blocks, point).low > 0
+    arguments = blocked(problem, evidence)
+    assert arguments is not None
+    assert exact_block_bound(*arguments).low > 0
+    blocks = arguments.blocks
     crooked = blocks.clone()
     crooked[0, 0, 0, 1] *= 1 + 1e-12
-    for forged in (crooked, 2 * blocks, -blocks, blocks[:, :1], torch.zeros_like(blocks)):
-        assert exact_block_bound(problem, forged, point).high == 0
+    for forged in (crooked, 2 * blocks, -blocks, blocks[..., :4, :4], torch.zeros_like(blocks)):
+        assert exact_block_bound(*arguments._replace(blocks=forged)).high == 0

@@ -205,7 +205,8 @@ def test_groups_get_blocks_that_tighten_the_bound():
     start = op.Portfolio().run(problem).matrix
     certificate, evidence = certify(problem, start)
     assert certificate.theorem == "T10"
-    assert evidence["blocks"].shape == (12, 4, 4, 4)
+    assert evidence["blocks"].shape == (12, 2, 8, 8)
+    assert sorted(evidence["groups"].flatten().tolist()) == [0, 1, 2, 3]
     minorant, point = strengthen(problem, scaled_minorant(problem.gram), start, 1e12)
     single = recheck(problem, start, {"minorant": minorant, "point": point})
     assert single.theorem == "T03"
@@ -213,8 +214,8 @@ def test_groups_get_blocks_that_tighten_the_bound():
     assert certificate.gap < 0.8 * single.gap
     for forged in (evidence["blocks"] * 1.5, evidence["blocks"][:, :, :2, :2], -evidence["blocks"]):
         assert recheck(problem, start, evidence | {"blocks": forged}).lower_bound == 0.0
-    shared = {"blocks": 0.5 * evidence["blocks"].amin(0) * torch.eye(4), "point": evidence["point"]}
-    assert recheck(problem, start, shared).lower_bound <= optimum(problem)
+    shared = {"blocks": 0.5 * evidence["blocks"].amin(0) * torch.eye(8)}
+    assert recheck(problem, start, evidence | shared).lower_bound <= optimum(problem)
 
 
 @pytest.mark.parametrize("pattern", [op.PerRow(40), op.PerLayer(240), op.NOfM(2, 4)], ids=repr)
@@ -229,8 +230,9 @@ def test_a_search_in_single_precision_loses_next_to_nothing(pattern, monkeypatch
     for search in ("by_moments", "by_newton"):
         monkeypatch.setattr(least_squares, search, lambda *_, **__: None)
     single, evidence = certify(problem, start)
-    assert all(tensor.dtype == torch.float64 for tensor in evidence.values())
-    monkeypatch.setattr(_tighten, "WORTHWHILE", 10**9)
+    assert all(tensor.dtype == torch.float64 for name, tensor in evidence.items() if name != "groups")
+    for module in (_tighten, _blocks):
+        monkeypatch.setattr(module, "WORTHWHILE", 10**9)
     double, _ = certify(problem, start)
     assert single.lower_bound == pytest.approx(double.lower_bound, rel=5e-3)
     assert single.lower_bound != double.lower_bound
@@ -306,19 +308,20 @@ def test_dead_inputs_are_left_out():
 
 def test_a_group_of_dead_inputs_takes_no_part_in_the_blocks():
     """Nor does a dead input beside live ones change what they are worth."""
-    weight, inputs = data(4, inputs=12)
+    weight, inputs = data(4, inputs=28, samples=200)
     inputs[:, 5] = 0
     alive = L0LeastSquares.from_layer(weight, inputs, op.NOfM(2, 4))
     # Two groups of four in front, none of whose inputs is ever seen.
     wide = torch.cat([torch.zeros(len(inputs), 8, dtype=torch.float64), inputs], 1)
     dense = torch.cat([torch.ones(len(weight), 8, dtype=torch.float64), weight], 1)
     dead = L0LeastSquares.from_layer(dense, wide, op.NOfM(2, 4))
-    matrix = op.solve(alive, op.Exhaustive(), certified=False).matrix
+    matrix = op.Portfolio().run(alive).matrix
     padded = torch.cat([torch.zeros(len(weight), 8, dtype=torch.float64), matrix], 1)
     here, _ = certify(alive, matrix)
     there, evidence = certify(dead, padded)
-    assert set(evidence) == {"blocks", "point"}
-    assert bool((evidence["blocks"][:, :2] == 0).all())
+    assert set(evidence) == {"blocks", "groups", "point"}
+    assert evidence["groups"][-1].tolist() == [0, 1]
+    assert bool((evidence["blocks"][:, -1] == 0).all())
     assert bool((evidence["point"][:, :8] == 0).all())
     assert there.lower_bound == pytest.approx(here.lower_bound, rel=1e-6)
     assert 0.5 * here.objective < here.lower_bound <= here.objective
