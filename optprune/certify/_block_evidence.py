@@ -51,9 +51,14 @@ def inputs_of(groups: Int[Tensor, "blocks several"], size: int) -> Int[Tensor, "
     return torch.where(groups.flatten()[:, None] >= 0, inputs, -1).flatten()
 
 
-def columns(x: Float[Tensor, "rows in"], inputs: Int[Tensor, " places"]) -> Float[Tensor, "rows places"]:
+def columns(x: Float[Tensor, "*rows in"], inputs: Int[Tensor, " places"]) -> Float[Tensor, "*rows places"]:
     """The columns of these inputs, 0 for -1."""
-    return pad(x, (0, 1))[:, inputs]
+    return pad(x, (0, 1))[..., inputs]
+
+
+def both(x: Float[Tensor, "in in"], inputs: Int[Tensor, " places"]) -> Float[Tensor, "places places"]:
+    """The rows and columns of these inputs of a symmetric matrix."""
+    return columns(columns(x, inputs).mT, inputs)
 
 
 def blocked(problem: L0LeastSquares, evidence: Mapping[str, Tensor]) -> Blocked | None:
@@ -76,9 +81,8 @@ def blocked(problem: L0LeastSquares, evidence: Mapping[str, Tensor]) -> Blocked 
     if blocks.shape not in ((count, size, size), (rows, count, size, size)):
         return None
     s, inputs = problem.statistics, inputs_of(groups, pattern.m)
-    gram = columns(columns(problem.gram, inputs).mT, inputs)
     return Blocked(
-        gram,
+        both(problem.gram, inputs),
         columns(s.cross.mT, inputs).mT,
         s.energy,
         columns(s.reference, inputs),

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from optprune.certify._block_evidence import columns
+from optprune.certify._block_evidence import both
 
 
 def clustered(
@@ -29,7 +29,7 @@ def clustered(
     strength = square.view(len(live), size, len(live), size).sum((1, 3)).nan_to_num()
     groups = torch.arange(len(live), device=gram.device)
     members, others = (pad(part, (0, -len(part) % several), value=-1) for part in (groups[live], groups[~live]))
-    strength, members = columns(columns(strength + strength.mT, members).mT, members), members[:, None]
+    strength, members = both(strength + strength.mT, members), members[:, None]
     while members.shape[1] < several:
         one, other = matched(strength)
         members = torch.cat([members[one], members[other]], -1)

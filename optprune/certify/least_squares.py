@@ -90,7 +90,7 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             one by less than half of it where the evidence is blocks; sweeps are repeated while minorants lose more than
             six times as much. Newton's steps are not counted by it.
         max_rounds: most rounds, and Newton steps with pairs; of these there are the more. The default costs at most
-            about five times what the default solver does.
+            about five times what the default solver does; with n of m up to seven times on 256 inputs.
 
     Guarantees:
         T03, T10, T25: `lower_bound` is at most the objective of every weight with an admissible support.
