@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from optprune.certify._atoms import TINY, Atoms, Centre, charged, newton
+from optprune.certify._atoms import HALVINGS, TINY, Atoms, Centre, charged, newton
 from optprune.certify._majorise import fill, fit, level
 from optprune.certify._moment_minorants import Minorants, Settled, best_point, evidence_of
 from optprune.certify._moments import Prices
@@ -27,17 +27,24 @@ HIGHER = 1.15
 """What minorants of the rows' own do to the price, about: counted on LeNet-300-100's layers."""
 
 ALONE = 4
-"""Newton steps without pairs, after which pairs are chosen, where a third of the weights is kept or more."""
+"""Newton steps without pairs, after which pairs are chosen."""
 
-MORE = 4
-"""Most repetitions of these, while the barrier weighs more than the bound: the objective at a poor start is far above.
+MORE = 5
+"""Most times that these are made, while the barrier weighs more than the bound: the objective at a poor start is far
+above.
 """
 
 FIRST = 0.5
 """Length that is tried first in these: longer steps mostly fail."""
 
 EVERY, LAST = 2, 2
-"""After how many steps what pairs are charged moves, and after how many at the end no more."""
+"""Steps between two moves of the price and of what pairs are charged, and steps at the end without."""
+
+POWER = 0.4
+"""Of the ratio of what is asked for to the budget, by which a price moves."""
+
+FALL = 0.03
+"""Most that the logarithm of a row's determinant may fall with a price, for every weight of the row."""
 
 COOL, WARM, LEFT = 0.6, 2.0, 0.28
 """Factors of the barrier's weight: after a step of half the length or more without pairs, when pairs come in, and,
@@ -73,10 +80,8 @@ LEAST = 1e-9
 POINTS = 15
 """Sweeps for the point."""
 
-WELL = 1e-4
-"""Least minorant, at unit diagonal: directions are sought in float32, and where the Hessian is nearly singular (1e-7 on
-an undamped layer of condition 4e9) a dozen steps from the common minorant do not come far.
-"""
+WELL, LEAST_WELL = 1e-4, 1e-9
+"""Least minorants, at unit diagonal, from which on directions are sought in float32, and at all."""
 
 
 def by_newton(
@@ -106,32 +111,35 @@ def by_newton(
     size, _ = outputs(exact.energy, objective)
     exact, objective = exact.per(size), objective / size**2
     linked = (exact.gram != 0).sum(-1) > 1
-    if not bool((exact.root[linked].square() >= WELL).all()):
+    least = float(exact.root[linked].square().amin()) if bool(linked.any()) else 1.0
+    if least < LEAST_WELL:
         return None
+    dtype, time = (torch.float32, 1.0) if least >= WELL else (torch.float64, 2.0)
     kept = torch.as_tensor(problem.pattern.kept(problem.shape), device=exact.live.device).double().mean()
     share = min(1.0, float(kept / (problem.pattern.layout(problem.shape)[1] * exact.live.double().mean())))
     fewer = min(1.0, (3.5 * share) ** 0.25)  # a sparse weight is found sooner, and its bound should be too
-    alone, steps = max(1, round(ALONE * fewer)), max(LAST, round(max_rounds * fewer))
+    steps = max(LAST, round(max_rounds * fewer))
     wanted, rows, inputs = int(PAIRS * max_rounds * share**0.5), len(exact.b), int(linked.sum())
-    found = _affordable(rows, inputs, effort, alone, steps, wanted)
+    found = _affordable(rows, inputs, effort / time, steps, wanted)
     if found is None:
         return None
     steps, pairs = found
-    search = _Search(exact, linked, exact.enter(start) / size, objective, memory)
-    bound = search.climb(alone, COOL)
+    search = _Search(exact, linked, exact.enter(start) / size, objective, dtype, memory)
+    bound = -torch.inf
     for _ in range(MORE):
         if search.barrier() <= bound:
             break
-        bound = search.climb(alone, COOL)
-    search.correct()
+        bound = search.approach(ALONE, COOL)
     if bound < (1 - WIDE) * objective:
         search.add(pairs)
-    search.climb(steps, (LEFT / steps) ** (1 / steps), steps - LAST)
+    cool = (LEFT / steps) ** (1 / steps)
+    search.approach(steps - LAST, cool)
+    search.climb(LAST, cool)
     settled = search.settle()
     return evidence_of(exact, settled, size) if settled.value > max(search.least, 0.0) else None
 
 
-def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, wanted: int) -> tuple[int, int] | None:
+def _affordable(rows: int, inputs: int, effort: float, steps: int, wanted: int) -> tuple[int, int] | None:
     """The steps with pairs, and pairs in a row, that keep to the effort: as many as are wanted, or else fewer pairs, or
     else half the steps, which cost less of the bound than to do without pairs. None where nothing does.
 
@@ -143,7 +151,7 @@ def _affordable(rows: int, inputs: int, effort: float, alone: int, steps: int, w
     for number, part in choices if inputs else ():
         pairs = most // part if part else 0
         entries = inputs + 2 * pairs
-        singles = inputs**3 * (FITS / 3 + 1.8 * (alone + number))
+        singles = inputs**3 * (FITS / 3 + 1.8 * (ALONE + number))
         if rows * (singles + number * (entries**3 / 6 + 20 * entries**2) * (pairs > 0)) <= effort:
             return number, pairs
     return None
@@ -162,9 +170,10 @@ class _Search:
         linked: Bool[Tensor, " live"],
         start: Float[Tensor, "out live"],
         objective: float,
+        dtype: torch.dtype,
         memory: int | None,
     ) -> None:
-        self.exact, self.linked, self.memory = exact, linked, memory
+        self.exact, self.linked, self.dtype, self.memory = exact, linked, dtype, memory
         self.relaxation = relaxation = exact.part(linked)
         self.lone = (exact.b * exact.root)[:, ~linked].square()
         start = start[:, linked]
@@ -177,6 +186,7 @@ class _Search:
         values = torch.where(towards < 0, -1.0, 1.0) * (0.5 * common).sqrt()
         self.atoms = Atoms(start.shape[1], places, values, self._price().sqrt())
         self.weight = self.b.new_full((len(start),), objective / start.numel())
+        self.log_det = torch.zeros_like(self.weight)
 
     def _first(self, start: Float[Tensor, "out live"]) -> tuple[Float[Tensor, "out live"], Prices, float]:
         """A point and prices, from the relaxation with one minorant for all rows, and twice its bound."""
@@ -210,24 +220,34 @@ class _Search:
 
     def _chunks(self, pairs: int) -> Iterator[Tensor]:
         live = len(self.gram)
-        taken = 6 * (8 * live**2 + 4 * (live + 2 * pairs) ** 2)
+        taken = 6 * (8 * live**2 + self.dtype.itemsize * (live + 2 * pairs) ** 2)
         at_once = max(1, working_memory(self.memory, self.gram.device, CHUNK) // taken)
         yield from torch.arange(len(self.w), device=self.gram.device).split(at_once)
 
-    def climb(self, steps: int, cool: float, moving: int = 0) -> float:
-        """Newton steps, after the first `moving` of which what pairs are charged moves; twice the bound, about."""
+    def approach(self, steps: int, cool: float) -> float:
+        """Newton steps, between which the price moves and what pairs are charged; twice the bound, about."""
+        bound = -torch.inf
+        for done in range(0, steps, EVERY):
+            bound = self.climb(min(EVERY, steps - done), cool, charging=True)
+            if self.barrier() <= bound:  # before, shares say little
+                self.reprice()
+        return bound
+
+    def climb(self, steps: int, cool: float, charging: bool = False) -> float:
+        """Newton steps, after the first of which what pairs are charged may move; twice the bound, about."""
         lost = torch.zeros_like(self.weight)
         for rows in self._chunks(self.atoms.many):
             b, weight = self.b[rows], self.weight[rows]
             centre = Centre.of(self.gram, b, self.atoms.of_rows(rows))
             entries = centre.atoms.places.shape[1]
-            room = torch.empty(4, len(rows), entries, entries, dtype=torch.float32, device=b.device)
+            room = torch.empty(4, len(rows), entries, entries, dtype=self.dtype, device=b.device)
             for count in range(steps):
                 length = newton(self.gram, b, centre, weight, room, 1.0 if self.atoms.many else FIRST)
                 weight = torch.where(length > HALF, cool * weight, weight)
-                if count < moving and count % EVERY == 0 and centre.atoms.many:
+                if charging and count == 0 and centre.atoms.many:
                     centre = charged(self.gram, b, centre, _demand(centre), weight)
             self.weight[rows], self.w[rows], lost[rows] = weight, centre.w, centre.lost
+            self.log_det[rows] = centre.log_det
             self.atoms.values[rows], self.atoms.offsets[rows] = centre.atoms.values, centre.atoms.offsets
         budgets = self.prices.level * self.relaxation.kept()
         saved = (self.lone.mT - self.prices.spread()[~self.linked]).clamp_min(0.0)
@@ -237,11 +257,39 @@ class _Search:
         """About what the barrier still costs."""
         return float(self.weight.sum()) * len(self.gram)
 
-    def correct(self) -> None:
-        """Prices at which the shares spend the budgets more nearly, while there are no pairs."""
-        shares = self.atoms.products(self.w) / self.atoms.offsets
-        self.prices.move(self._shares(shares, self.prices), 1.0)
-        self.atoms = replace(self.atoms, offsets=self._price().sqrt())
+    def reprice(self) -> None:
+        r"""Prices at which the shares come nearer to the budgets, or a part of the way there where a row would come too
+        near to the boundary. $V t$ stays: with V itself, where the Hessian is nearly singular, the point would go far.
+        """
+        shares = (self.atoms.products(self.w) / self.atoms.offsets)[:, : self.atoms.inputs]
+        asked = self.prices.sums(self._shares(shares, self.prices)) / self.relaxation.kept()
+        factor = asked.nan_to_num(1.0).clamp(0.5, 2.0) ** POWER  # NaN is nothing of a budget of nothing
+        for _ in range(HALVINGS):
+            refused = self._refused(factor)
+            if not bool(refused.any()):
+                break
+            factor = torch.where(refused, factor.sqrt(), factor)
+        else:
+            factor = torch.where(refused, 1.0, factor)
+        root = self._by_row(factor.sqrt())
+        self.atoms = replace(self.atoms, values=self.atoms.values / root, offsets=self.atoms.offsets * root)
+        self.prices = Prices(self.exact, self.prices.level * factor)
+
+    def _by_row(self, of_budgets: Float[Tensor, "budgets 1"]) -> Float[Tensor, "out 1"]:
+        return Prices(self.exact, of_budgets).spread()[:1].mT
+
+    def _refused(self, factor: Float[Tensor, "budgets 1"]) -> Bool[Tensor, "budgets 1"]:
+        """In which budgets a price that is so many times as high brings a row too near to the boundary."""
+        root, shape = self._by_row(factor.sqrt()), (len(self.exact.b.mT), len(self.w))
+        near = torch.zeros_like(self.weight)
+        for rows in self._chunks(0):
+            rows = rows[root[rows, 0] < 1]
+            if len(rows):
+                atoms = self.atoms.of_rows(rows)
+                new = Centre.of(self.gram, self.b[rows], replace(atoms, values=atoms.values / root[rows]))
+                far = new.feasible & (new.log_det >= self.log_det[rows] - FALL * atoms.inputs)
+                near[rows] = (~far).to(near.dtype)
+        return self.prices.sums(near.expand(shape)) > 0
 
     def add(self, pairs: int) -> None:
         """Split off pairs of weights that ask for more than the two alone."""

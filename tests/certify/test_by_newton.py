@@ -1,5 +1,6 @@
 """Newton's method over atoms: its derivatives, its optimum, and evidence that is proved like any other."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -9,8 +10,8 @@ import torch
 import optprune as op
 from optprune.certify import _by_newton, certify, recheck
 from optprune.certify._atoms import Atoms, Centre, _direction, charged, newton
-from optprune.certify._by_newton import by_newton
-from optprune.certify._perspective import scaled_minorant
+from optprune.certify._by_newton import _Search, by_newton
+from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import strengthen
 from optprune.problems import L0LeastSquares
 from tests.certify.test_by_moments import semidefinite, spectrum
@@ -140,6 +141,64 @@ def test_it_closes_a_part_of_the_gap_on_an_ill_conditioned_layer(pattern):
     minorant, point = strengthen(problem, scaled_minorant(problem.gram), start, 1e13, 1e-4, 20)
     single = recheck(problem, start, {"minorant": minorant, "point": point})
     assert certificate.relative_gap < 0.85 * single.relative_gap
+
+
+@pytest.mark.parametrize("pattern", [op.PerRow(8), op.PerLayer(60)], ids=repr)
+def test_it_closes_a_part_of_the_gap_where_the_hessian_is_nearly_singular(pattern):
+    """Common minorants of less than a hundred thousandth, for which directions are sought in double precision."""
+    problem = L0LeastSquares.from_layer(*correlated(30, 6, decay=4.0), pattern)
+    start, minorant = op.Portfolio().run(problem).matrix, scaled_minorant(problem.gram)
+    assert float((minorant / problem.gram.diagonal()).amin()) < 1e-5
+    certificate, evidence = certify(problem, start)
+    assert "pairs" in evidence
+    minorant, point = strengthen(problem, minorant, start, 1e13, 1e-4, 20)
+    single = recheck(problem, start, {"minorant": minorant, "point": point})
+    assert certificate.lower_bound <= certificate.objective
+    assert certificate.relative_gap < 0.92 * single.relative_gap
+
+
+def searched(pattern: op.Pattern, times: float) -> _Search:
+    """A search with pairs on a small layer, at prices that many times as high as they are guessed."""
+    problem = L0LeastSquares.from_layer(*correlated(20, 6), pattern)
+    exact, start = Perspective.of(problem, scaled_minorant(problem.gram)), op.Portfolio().run(problem).matrix
+    everything, objective = torch.ones(20, dtype=torch.bool), 2 * float(problem.objective(start))
+    search = _Search(exact, everything, exact.enter(start), objective, torch.float64, None)
+    search.prices.level *= times
+    search.atoms = replace(search.atoms, values=search.atoms.values / times**0.5, offsets=search._price().sqrt())
+    search.climb(6, 0.8)
+    search.add(30)
+    search.climb(4, 0.8, charging=True)
+    return search
+
+
+@pytest.mark.parametrize("pattern", [op.PerRow(8), op.PerLayer(60)], ids=repr)
+@pytest.mark.parametrize("times", [0.7, 1.5])
+def test_a_price_moves_towards_its_budget_and_the_loads_stay(pattern, times):
+    search = searched(pattern, times)
+    before, level = search.atoms, search.prices.level
+    search.reprice()
+    assert bool(((search.prices.level - level) * (times - 1) < 0).all())
+    atoms = search.atoms
+    assert bool(Centre.of(search.gram, search.b, atoms).feasible.all())
+    loads = [a.give(a.values * a.offsets) for a in (before, atoms)]
+    torch.testing.assert_close(loads[1], loads[0])
+    charges = atoms.offsets[:, :20].square() + atoms.over_pairs(atoms.halves(atoms.offsets)[0].square())
+    torch.testing.assert_close(charges, search._price())
+
+
+def test_no_lower_price_is_taken_next_to_the_boundary():
+    search, row = searched(op.PerRow(8), 1.0), torch.tensor([3])
+    atoms = search.atoms.of_rows(row)
+    times = 1.0
+    while bool(Centre.of(search.gram, search.b[row], replace(atoms, values=1.001 * times * atoms.values)).feasible):
+        times *= 1.001
+    search.atoms.values[row] *= times
+    search.log_det[row] = Centre.of(search.gram, search.b[row], search.atoms.of_rows(row)).log_det
+    lower = torch.full_like(search.prices.level, 0.999)
+    assert search._refused(lower).flatten().tolist() == [False, False, False, True, False, False]
+    assert not bool(search._refused(1 / lower).any())
+    search.reprice()
+    assert bool(Centre.of(search.gram, search.b, search.atoms).feasible.all())
 
 
 def test_the_bound_is_below_the_optimum_of_small_layers():
