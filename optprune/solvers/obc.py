@@ -45,6 +45,10 @@ class OBC(Solver[L0LeastSquares]):
     summary: ClassVar[str] = "greedy elimination with exact refits in every row, one pass for all budgets"
     source: ClassVar[str] = "Frantar, Singh & Alistarh 2022 (OBC), Algorithm 1"
 
+    def __post_init__(self) -> None:
+        if self.memory is not None and self.memory < 1:
+            raise InvalidInputError(f"OBC with memory={self.memory} given; at least 1 is needed")
+
     @property
     def promises(self) -> frozenset[Promise]:
         return frozenset({Promise.REFITTED})

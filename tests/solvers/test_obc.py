@@ -62,3 +62,8 @@ def test_a_curve_needs_a_budget_of_the_layer():
     for pattern in (op.PerRow(3), op.NOfM(2, 4), op.Fixed(torch.ones(2, 8, dtype=torch.bool))):
         with pytest.raises(InvalidInputError, match="budgets of the whole layer"):
             op.OBC().curve(L0LeastSquares.from_layer(*data(22), pattern=pattern))
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(InvalidInputError, match="memory=0"):
+        op.OBC(memory=0)
