@@ -132,14 +132,24 @@ class Blocks:
         u = (f @ y).view_as(self.b)
         slope = torch.linalg.solve_triangular(f.mT, y, upper=True).squeeze(-1)  # $K^{-1} u$
         parts = (slope.unsqueeze(-2) @ pieces.flatten(2, 3).mT).view(pieces.shape[:-1])
-        shares = _better(pieces, slope, shares, RELAXED)
-        light, cut, new = pieces.float(), self.cut(u).unsqueeze(-1).float(), shares.float()
+        return u, parts, _better(pieces, slope, shares, RELAXED)
+
+    def share(
+        self,
+        pieces: Float[Tensor, "rows blocks choices size size"],
+        u: Float[Tensor, "rows in"],
+        shares: Float[Tensor, "rows blocks choices"],
+    ) -> Float[Tensor, "rows blocks choices"]:
+        """Shares that are better still for the same point, in the precision of the pieces; the given ones of blocks for
+        which that is not enough.
+        """
+        cut, new = self.cut(u).unsqueeze(-1).to(pieces.dtype), shares.to(pieces.dtype)
         for _ in range(LOCAL):
             new = mixed(new, FLOORS[1])
-            factor, _ = torch.linalg.cholesky_ex(_averaged(light, new))
+            factor, _ = torch.linalg.cholesky_ex(_averaged(pieces, new))
             slope = torch.cholesky_solve(cut, factor).squeeze(-1)
-            new = _better(light, slope, new, GENTLE)
-        return u, parts, torch.where(new.isfinite().all(-1, keepdim=True), new.to(u.dtype), shares)
+            new = _better(pieces, slope, new, GENTLE)
+        return torch.where(new.isfinite().all(-1, keepdim=True), new.to(shares.dtype), shares)
 
     def value(
         self,
@@ -298,9 +308,11 @@ def tighten_blocks(
     floor, history = FLOORS[0], []
     for count in range(rounds):
         pieces = blocks.pieces(d)
+        light = pieces.float()
         for _ in range(FITS):
             shares = mixed(shares, floor)
             u, parts, new = blocks.fit(d, pieces, shares)
+            new = blocks.share(light, u, new)
             # Where the precision was not enough for a fit the shares stay, and the value below is NaN.
             used, shares = shares, torch.where(new.isfinite(), new, shares)
         value = blocks.value(d, pieces, u)

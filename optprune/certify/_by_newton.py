@@ -280,8 +280,7 @@ class _Search:
 
     def _refused(self, factor: Float[Tensor, "budgets 1"]) -> Bool[Tensor, "budgets 1"]:
         """In which budgets a price that is so many times as high brings a row too near to the boundary."""
-        root, shape = self._by_row(factor.sqrt()), (len(self.exact.b.mT), len(self.w))
-        near = torch.zeros_like(self.weight)
+        root, near = self._by_row(factor.sqrt()), torch.zeros_like(self.weight)
         for rows in self._chunks(0):
             rows = rows[root[rows, 0] < 1]
             if len(rows):
@@ -289,7 +288,7 @@ class _Search:
                 new = Centre.of(self.gram, self.b[rows], replace(atoms, values=atoms.values / root[rows]))
                 far = new.feasible & (new.log_det >= self.log_det[rows] - FALL * atoms.inputs)
                 near[rows] = (~far).to(near.dtype)
-        return self.prices.sums(near.expand(shape)) > 0
+        return self.prices.sums(near.expand_as(self.exact.b.mT)) > 0
 
     def add(self, pairs: int) -> None:
         """Split off pairs of weights that ask for more than the two alone."""
