@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from optprune.numerics.blocked import solve
+from optprune.numerics.factors import solve
 
 TRIALS, HALVINGS = 9, 5
 """Most lengths of a step, and most parts of a change of what pairs are charged, each half the one before."""

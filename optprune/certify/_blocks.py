@@ -13,7 +13,7 @@ from optprune.certify._block_evidence import both, choices_of, columns, inputs_o
 from optprune.certify._clusters import clustered
 from optprune.certify._room import room
 from optprune.certify._tighten import INSIDE, WORTHWHILE, margin, outputs, search_precision
-from optprune.numerics.blocked import blocked_cholesky, solve
+from optprune.numerics.factors import cholesky_factors, solve
 from optprune.numerics.linalg import diagonal_blocks
 from optprune.numerics.working_memory import working_memory
 from optprune.patterns import NOfM
@@ -119,20 +119,17 @@ class Blocks:
         d: Float[Tensor, "rows blocks size size"],
         pieces: Float[Tensor, "rows blocks choices size size"],
         shares: Float[Tensor, "rows blocks choices"],
-    ) -> tuple[
-        Float[Tensor, "rows in"], Float[Tensor, "rows blocks choices size"], Float[Tensor, "rows blocks choices"]
-    ]:
-        """The best point for given shares, its parts $z_S / p_S$, and shares that are better for it."""
+    ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, "rows blocks size"], Float[Tensor, "rows blocks choices"]]:
+        """The best point $u$ for given shares, its slope $K^{-1} u$, and shares that are better for it."""
         k = _averaged(pieces, shares)
         f = torch.linalg.cholesky(k)
         matrix = self.sandwich(f, self.rest(d))
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
         target = (f.mT @ self.cut(self.b).unsqueeze(-1)).view(len(d), -1)
-        y = solve(blocked_cholesky(matrix), target).view(*f.shape[:-1], 1)
+        y = solve(cholesky_factors(matrix), target).view(*f.shape[:-1], 1)
         u = (f @ y).view_as(self.b)
-        slope = torch.linalg.solve_triangular(f.mT, y, upper=True).squeeze(-1)  # $K^{-1} u$
-        parts = (slope.unsqueeze(-2) @ pieces.flatten(2, 3).mT).view(pieces.shape[:-1])
-        return u, parts, _better(pieces, slope, shares, RELAXED)
+        slope = torch.linalg.solve_triangular(f.mT, y, upper=True).squeeze(-1)
+        return u, slope, _better(pieces, slope, shares, RELAXED)
 
     def share(
         self,
@@ -162,6 +159,18 @@ class Blocks:
         best = _squares(pieces, self.cut(self.b - ua)).amax(-1)
         return self.energy - (u * ua).sum(-1) - best.sum(-1)
 
+    def gain(
+        self,
+        pieces: Float[Tensor, "rows blocks choices size size"],
+        shares: Float[Tensor, "rows blocks choices"],
+        u: Float[Tensor, "rows in"],
+        slope: Float[Tensor, "rows blocks size"],
+    ) -> Float[Tensor, "rows blocks size size"]:
+        r"""The bound's slope in $D$, for a point that fits the shares: $\sum_S z_S^\top z_S / p_S - u_B^\top u_B$."""
+        parts = (slope.unsqueeze(-2) @ pieces.flatten(2, 3).mT).view(pieces.shape[:-1])  # $z_S / p_S$
+        cut = self.cut(u)
+        return (parts * shares.unsqueeze(-1)).mT @ parts - cut.unsqueeze(-1) * cut.unsqueeze(-2)
+
     def ascend(
         self,
         d: Float[Tensor, "rows blocks size size"],
@@ -183,7 +192,7 @@ class Blocks:
         c = torch.where(mean > 0, 1 / mean.clamp_min(torch.finfo(c.dtype).tiny), 0.0)[:, None, None, None] * c
         safe = self.rest(d)
         safe.diagonal(dim1=-2, dim2=-1).sub_(margin(len(self.gram), d.dtype))
-        factor = blocked_cholesky(safe)
+        factor = cholesky_factors(safe)
         n = self.sandwich(l, torch.cholesky_inverse(factor))
         mu = weight[:, None, None, None]
         blocks = diagonal_blocks(n, self.size)
@@ -203,7 +212,7 @@ class Blocks:
             change = length[:, None, None, None] * theta
             trial = safe.clone()
             diagonal_blocks(trial, self.size).sub_(length[:, None, None, None] * move)
-            factor = blocked_cholesky(trial)
+            factor = cholesky_factors(trial)
             inner, wrong = torch.linalg.cholesky_ex(eye + change)
             rise = (c * (change - change @ change / 4)).sum((-3, -2, -1))
             rise = rise + weight * (_log_det(factor) - before + _log_det(inner).sum(-1))
@@ -311,7 +320,7 @@ def tighten_blocks(
         light = pieces.float()
         for _ in range(FITS):
             shares = mixed(shares, floor)
-            u, parts, new = blocks.fit(d, pieces, shares)
+            u, slope, new = blocks.fit(d, pieces, shares)
             new = blocks.share(light, u, new)
             # Where the precision was not enough for a fit the shares stay, and the value below is NaN.
             used, shares = shares, torch.where(new.isfinite(), new, shares)
@@ -323,9 +332,7 @@ def tighten_blocks(
         history.append(float(best.sum()))
         if count + 1 == rounds or (count > 1 and history[-1] - history[-2] < growth):
             break
-        second = (parts * used.unsqueeze(-1)).mT @ parts
-        cut = blocks.cut(u)
-        d, close = blocks.ascend(d, second - cut.unsqueeze(-1) * cut.unsqueeze(-2), weight)
+        d, close = blocks.ascend(d, blocks.gain(pieces, used, u, slope), weight)
         weight = torch.where(close, weight * SHRINK, weight)
         floor = max(COOLING * floor, FLOORS[1])
     return record, point
@@ -348,7 +355,8 @@ def strengthen_groups(
         minorant: as `scaled_minorant` gives it, positive on the live inputs.
         start: a good weight.
         effort: floating-point operations that may be spent; a round takes about `5 * out * in**3`.
-        tolerance: stop when a round raises the bound by less than half this fraction of the objective at `start`.
+        tolerance: stop when a round raises the bound by less than three quarters of this fraction of the objective at
+            `start`.
         max_rounds: most rounds.
         memory: bytes for the matrices of a chunk of rows; see `working_memory`.
     """
@@ -372,13 +380,13 @@ def strengthen_groups(
     scale, share = outputs(problem.energy, objective)
     dtype, time = search_precision(delta[live], share)
     # Where a large layer is too ill-conditioned for float32 a round takes twice as long, and the solver does not.
-    most = 2 * max_rounds // 3 if dtype == torch.float64 and len(gram) >= WORTHWHILE else max_rounds
+    most = 3 * max_rounds // 5 if dtype == torch.float64 and len(gram) >= WORTHWHILE else max_rounds
     rounds = int(min(most, effort / (time * 5.0 * rows * len(gram) ** 3)))
     if rounds < min(FEWEST_ROUNDS, most):
         return None
     delta = torch.where(live, 0.6 * delta, 0.5).to(dtype).view(-1, size)
     choices = choices_of(pattern, several, gram.device)
-    b, energy, growth = b / scale, problem.energy / scale**2, 0.5 * tolerance * objective / scale**2
+    b, energy, growth = b / scale, problem.energy / scale**2, 0.75 * tolerance * objective / scale**2
     first = columns(start, inputs) * live / unit / scale
     found = []
     each = 5 * len(gram) ** 2 + 4 * len(choices) * size * len(gram)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optprune.certify._perspective import Perspective
-from optprune.numerics.blocked import blocked_cholesky, solve
+from optprune.numerics.factors import cholesky_factors, solve
 from optprune.numerics.working_memory import working_memory
 
 
@@ -28,7 +28,7 @@ def fit(
     for part, scale, b in zip(root.split(rows), outer.split(rows), relaxation.b.split(rows), strict=True):
         matrix = (relaxation.gram * scale[:, :, None]).mul_(scale[:, None, :])
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0 - part.square())
-        factor = blocked_cholesky(matrix)
+        factor = cholesky_factors(matrix)
         parts.append(part * solve(factor, part * b))
     return torch.cat(parts)
 

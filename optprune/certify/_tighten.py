@@ -9,7 +9,7 @@ from torch import Tensor
 from optprune.certify._majorise import fill, fit
 from optprune.certify._perspective import Perspective
 from optprune.certify._room import room
-from optprune.numerics.blocked import blocked_cholesky, solve
+from optprune.numerics.factors import cholesky_factors, solve
 from optprune.numerics.rounding import SMALLEST, UNIT
 from optprune.numerics.working_memory import working_memory
 
@@ -185,13 +185,13 @@ def _newton(
     weight: Float[Tensor, " rows"],
 ) -> tuple[Float[Tensor, "rows live"], Bool[Tensor, " rows"]]:
     """The step in relative changes of delta, with a line search that keeps `gram - diag(delta)` positive definite."""
-    factor = blocked_cholesky(_without(gram, delta))
+    factor = cholesky_factors(_without(gram, delta))
     inverse = torch.cholesky_inverse(factor)
     mu = weight[:, None]
     slope = gain - mu * (inverse.diagonal(dim1=-2, dim2=-1) * delta - 1)
     hessian = inverse.square_().mul_((mu * delta)[:, :, None]).mul_(delta[:, None, :])
     hessian.diagonal(dim1=-2, dim2=-1).add_(mu + 0.5 * gain)
-    step = solve(blocked_cholesky(hessian), slope)
+    step = solve(cholesky_factors(hessian), slope)
     # A row whose barrier has become too weak for the precision stays where it is.
     step = torch.where(step.isfinite().all(-1, keepdim=True), step, 0.0)
     promise = (step * slope).sum(-1)
@@ -202,7 +202,7 @@ def _newton(
     accepted = torch.zeros_like(length, dtype=torch.bool)
     for _ in range(12):
         change = length[:, None] * step
-        factor = blocked_cholesky(_without(gram, delta + length[:, None] * move))
+        factor = cholesky_factors(_without(gram, delta + length[:, None] * move))
         rise = (gain * (change - change.square() / 4)).sum(-1)
         rise = rise + weight * (_log_det(factor) - before + torch.log1p(change).sum(-1))
         accepted |= rise >= 0.2 * length * promise  # not where the factor is NaN

@@ -88,10 +88,10 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
             float32, where they count less. A bound of less effort is as valid, and weaker. On very large layers 400
             products with the Gram matrix are made all the same.
         tolerance: the search ends when two rounds raise the bound by less than twice this fraction of the objective, or
-            one by less than half of it where the evidence is blocks; sweeps are repeated while minorants lose more than
-            six times as much. Newton's steps are not counted by it.
+            one by less than three quarters of it where the evidence is blocks; sweeps are repeated while minorants
+            lose more than six times as much. Newton's steps are not counted by it.
         max_rounds: most rounds, and Newton steps with pairs; of these there are the more. The default costs at most
-            about five times what the default solver does; with n of m up to seven times on 256 inputs.
+            about five times what the default solver does.
 
     Guarantees:
         T03, T10, T25: `lower_bound` is at most the objective of every weight with an admissible support.
