@@ -187,6 +187,7 @@ class _Search:
         self.atoms = Atoms(start.shape[1], places, values, self._price().sqrt())
         self.weight = self.b.new_full((len(start),), objective / start.numel())
         self.log_det = torch.zeros_like(self.weight)
+        self.best, self.record = -torch.inf, (self.atoms, self.prices, self.w)
 
     def _first(self, start: Float[Tensor, "out live"]) -> tuple[Float[Tensor, "out live"], Prices, float]:
         """A point and prices, from the relaxation with one minorant for all rows, and twice its bound."""
@@ -251,7 +252,11 @@ class _Search:
             self.atoms.values[rows], self.atoms.offsets[rows] = centre.atoms.values, centre.atoms.offsets
         budgets = self.prices.level * self.relaxation.kept()
         saved = (self.lone.mT - self.prices.spread()[~self.linked]).clamp_min(0.0)
-        return float(self.relaxation.energy.sum() - lost.sum() - budgets.sum() - saved.sum())
+        bound = float(self.relaxation.energy.sum() - lost.sum() - budgets.sum() - saved.sum())
+        if bound > self.best:
+            atoms = replace(self.atoms, values=self.atoms.values.clone(), offsets=self.atoms.offsets.clone())
+            self.best, self.record = bound, (atoms, self.prices, self.w.clone())
+        return bound
 
     def barrier(self) -> float:
         """About what the barrier still costs."""
@@ -309,15 +314,17 @@ class _Search:
         )
 
     def settle(self) -> Settled:
-        """The minorants and a point for them, of all inputs."""
-        exact, atoms, inputs = self.exact, self.atoms, self.linked.nonzero().squeeze(-1)
+        """The best minorants so far and a point for them, of all inputs. The last may be worse, after more steps than
+        the precision bears.
+        """
+        (atoms, prices, w), exact, inputs = self.record, self.exact, self.linked.nonzero().squeeze(-1)
         (i, j), (a, c), (t, _) = (atoms.halves(x) for x in (atoms.places, atoms.values, atoms.offsets))
         pairs = PricedPairs((inputs[i], inputs[j]), (t > 0).flatten(), len(self.linked), t.dtype)
         delta, point = torch.ones_like(exact.b.mT), (exact.b * exact.root).mT.contiguous()
-        delta[inputs], point[inputs] = atoms.values[:, : atoms.inputs].square().mT, self.w.mT
+        delta[inputs], point[inputs] = atoms.values[:, : atoms.inputs].square().mT, w.mT
         minorants = Minorants(delta, pairs, (a.flatten(), c.flatten()), t.flatten())
         minorants = minorants.mixed(LEAST, exact.root.square()[:, None])
-        return Settled(minorants, *best_point(exact, minorants, self.prices, point, POINTS))
+        return Settled(minorants, *best_point(exact, minorants, prices, point, POINTS))
 
 
 def _demand(centre: Centre) -> Float[Tensor, "rows pairs"]:

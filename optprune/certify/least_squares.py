@@ -58,12 +58,14 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     diagonal minorant this proof can use is 0, and the bound is the vacuous 0. Damping the problem makes it
     informative again, for the damped objective.
 
-    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256), 2.5 % at
-    half the weights to 11 % at a tenth on a real layer with 1 % damping (digits, 256 x 256), and 38 to 72 % on the same
-    layer undamped, of condition 4e9. On 512 inputs with eigenvalues 1/j it is 11 % at half the weights and 14 at four
-    to two tenths, 15 at one; on LeNet-300-100's first layer 5, 12, 18 and 31 % at .5, .7, .8 and .9, on its second 10,
-    14, 18 and 26, and on its third 6, 13, 17 and 29. With 2:4 it is 1.3 % on isotropic inputs, 4 % on the damped
-    and 37 % on the undamped digits, 13 % on the 512 inputs, and 17, 14 and 10 % on the layers of LeNet-300-100.
+    The gap that `tests/benchmarks/bench_l0_bounds.py` measures is below 1 % on isotropic inputs (256 x 256). On 512
+    inputs with eigenvalues 1/j it is 11 % at half the weights and 14 at four to two tenths, 15 at one. On real layers
+    it is the larger, the worse their condition. With 1 % damping it is 2 % at half the weights to 10 % at a tenth on
+    one of the digits (256 x 256); on LeNet-300-100's first layer 5, 12, 18 and 31 % at .5, .7, .8 and .9, on its second
+    10, 14, 18 and 26, and on its third 6, 13, 17 and 29. Undamped it is 38 to 72 % on that of the digits, and 18 to 38
+    and 12 to 43 % on LeNet-300-100's second and third, where the best diagonal minorant that all rows share leaves 31
+    to 51 and 26 to 59. With 2:4 it is 1.5 % on isotropic inputs, 13 % on the 512, 4 % on the digits and 17, 14 and 10 %
+    on LeNet-300-100 with damping; without, 38 % on the digits, and 22 and 19 on the second and third of the others.
 
     What limits it is the family of minorants, the conditioning and the time. On the 512 inputs the best minorants that
     are diagonal leave 11.6, 13.1, 14.4, 15.3 and 16.1 % at 0.5 to 0.1 of the weights; a thousand pairs for each row

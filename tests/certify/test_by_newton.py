@@ -11,6 +11,7 @@ import optprune as op
 from optprune.certify import _by_newton, certify, recheck
 from optprune.certify._atoms import Atoms, Centre, _direction, charged, newton
 from optprune.certify._by_newton import _Search, by_newton
+from optprune.certify._moments import Prices
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import strengthen
 from optprune.problems import L0LeastSquares
@@ -199,6 +200,15 @@ def test_no_lower_price_is_taken_next_to_the_boundary():
     assert not bool(search._refused(1 / lower).any())
     search.reprice()
     assert bool(Centre.of(search.gram, search.b, search.atoms).feasible.all())
+
+
+def test_what_was_best_is_settled_not_what_came_last():
+    search = searched(op.PerRow(8), 1.0)
+    best = search.best
+    search.prices = Prices(search.exact, 4 * search.prices.level)
+    search.atoms = replace(search.atoms, values=search.atoms.values / 2, offsets=2 * search.atoms.offsets)
+    assert search.climb(2, 0.8) < 0.9 * best
+    assert search.settle().value > 0.999 * best > 0
 
 
 def test_the_bound_is_below_the_optimum_of_small_layers():
