@@ -77,8 +77,8 @@ class LeastSquaresChecker(Checker[L0LeastSquares]):
     however long they are sought, blocks of two 16 and of three less than 15; 1,200 pairs across groups would take the
     former to 16. On ill-conditioned layers pairs are worth more: on the third layer of LeNet-300-100 the best
     diagonal minorants leave 9, 21 and 36 % at .5, .75 and .9, two pairs for every input 6.5, 17 and 30, four 6, 16 and
-    28; on twelve rows of the undamped digits they leave 41 % at .5 and 75 at .9, and blocks that are sought two and a
-    half times as long as by default 34 with 2:4.
+    28; on twelve rows of the undamped digits they leave 41 % at .5 and 75 at .9, and blocks that are sought three
+    times as long as by default 33 with 2:4.
 
     The details count the weights that the same evidence proves zero, and in use, in every optimal solution:
     `proved_pruned` and `proved_kept`, where the weight is admissible and the evidence is a minorant. Where the weight
