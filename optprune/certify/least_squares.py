@@ -21,7 +21,7 @@ from optprune.bounds.screening import screened
 from optprune.certify._accelerate import accelerate
 from optprune.certify._base import Checker
 from optprune.certify._block_evidence import blocked, proves_blocks
-from optprune.certify._blocks import enumerable, strengthen_groups
+from optprune.certify._by_blocks import enumerable, strengthen_groups
 from optprune.certify._by_moments import by_moments
 from optprune.certify._by_newton import by_newton
 from optprune.certify._exact_blocks import exact_block_bound

@@ -118,7 +118,7 @@ def test_the_bound_of_blocks_of_groups_is_below_the_optimum_and_above_that_of_si
     together, evidence = certify(problem, best)
     assert evidence["groups"].shape[1] > 1
     assert together.lower_bound <= float(problem.objective(best)) * (1 + 1e-12)
-    monkeypatch.setattr("optprune.certify._blocks.MOST_CHOICES", 6)
+    monkeypatch.setattr("optprune.certify._by_blocks.MOST_CHOICES", 6)
     alone, evidence = certify(problem, best)
     assert alone.gap > 0
     assert together.gap < (1.0 if evidence["groups"].shape[1] > 1 else 0.95) * alone.gap

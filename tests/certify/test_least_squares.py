@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import optprune as op
 from optprune.bounds.minorant import minorant_bound
-from optprune.certify import LeastSquaresChecker, _blocks, _tighten, certify, least_squares, recheck
+from optprune.certify import LeastSquaresChecker, _by_blocks, _tighten, certify, least_squares, recheck
 from optprune.certify._accelerate import accelerate
 from optprune.certify._perspective import Perspective, scaled_minorant
 from optprune.certify.least_squares import proves_minorant, strengthen
@@ -231,7 +231,7 @@ def test_a_search_in_single_precision_loses_next_to_nothing(pattern, monkeypatch
         monkeypatch.setattr(least_squares, search, lambda *_, **__: None)
     single, evidence = certify(problem, start)
     assert all(tensor.dtype == torch.float64 for name, tensor in evidence.items() if name != "groups")
-    for module in (_tighten, _blocks):
+    for module in (_tighten, _by_blocks):
         monkeypatch.setattr(module, "WORTHWHILE", 10**9)
     double, _ = certify(problem, start)
     assert single.lower_bound == pytest.approx(double.lower_bound, rel=5e-3)
@@ -249,7 +249,7 @@ def test_a_search_too_rough_for_its_layer_ends_with_a_valid_bound(pattern, decay
     weight = torch.randn(4, 40, generator=rng, dtype=torch.float64)
     problem = L0LeastSquares.from_layer(weight, inputs, pattern)
     start = op.ADMM().run(problem).matrix
-    for module in (_blocks, least_squares):
+    for module in (_by_blocks, least_squares):
         monkeypatch.setattr(module, "search_precision", lambda *_: (torch.float32, 0.4))
     certificate, _ = certify(problem, start)
     assert 0 <= certificate.lower_bound <= certificate.objective
