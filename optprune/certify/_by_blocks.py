@@ -141,15 +141,15 @@ def strengthen_groups(
         return None
     delta = torch.where(live, 0.6 * delta, 0.5).to(dtype).view(-1, size)
     choices = choices_of(pattern, several, gram.device)
-    b, energy, growth = b / scale, problem.energy / scale**2, 0.75 * tolerance * objective / scale**2
-    first = columns(start, inputs) * live / unit / scale
+    first, growth = columns(start, inputs) * live / unit, 0.75 * tolerance * objective / scale**2
+    gram, b, energy, first = (x.to(dtype) for x in (gram, b / scale, problem.energy / scale**2, first / scale))
     found = []
     each = 5 * len(gram) ** 2 + 4 * len(choices) * size * len(gram)
     at_once = working_memory(memory, gram.device, 2**24) // (dtype.itemsize * each)
     for part in torch.arange(rows, device=gram.device).split(max(1, at_once)):
-        blocks = Blocks(gram.to(dtype), b[part].to(dtype), energy[part].to(dtype), choices, size)
+        blocks = Blocks(gram, b[part], energy[part], choices, size)
         d = torch.diag_embed(delta).expand(len(part), -1, -1, -1)
-        found.append(tighten_blocks(blocks, d, first[part].to(dtype), growth * len(part) / rows, rounds))
+        found.append(tighten_blocks(blocks, d, first[part], growth * len(part) / rows, rounds))
     d, u = (torch.cat(tensors).double() for tensors in zip(*found, strict=True))
     d = d / diagonal_blocks(unit[:, None] * unit, size)
     here = live.view(-1, size)
